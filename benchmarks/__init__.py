@@ -1,0 +1,1 @@
+"""Benchmarks: how fast a round runs, alone and beside other simulators."""

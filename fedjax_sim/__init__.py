@@ -1,0 +1,51 @@
+"""Federated learning simulated as array programs: fast, reproducible, and able to say why training stalls.
+
+algorithm = fedavg(loss_fn, client_tx=optax.sgd(0.1))
+state = init(algorithm, params, num_clients)
+round_fn = jax.jit(make_round(algorithm, batch_size=10))
+state, metrics = round_fn(state, select(population, ids), key)
+"""
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.algorithms import ALGORITHMS, fedavg, fedavg_topk, scaffold
+from fedjax_sim.core.aggregate import Aggregator
+from fedjax_sim.core.algorithm import Algorithm
+from fedjax_sim.core.client import Client, Info, LocalData, Message, train
+from fedjax_sim.core.devices import replicate, use_cpu_devices
+from fedjax_sim.core.message import Transform, chain
+from fedjax_sim.core.round import init, make_round, select
+from fedjax_sim.core.server import Server
+from fedjax_sim.core.simulate import make_evaluation, make_simulation
+from fedjax_sim.core.types import Cohort, Population, RoundMetrics, RoundState, Variables
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALGORITHMS",
+    "Aggregator",
+    "Algorithm",
+    "Client",
+    "Cohort",
+    "Info",
+    "InputError",
+    "LocalData",
+    "Message",
+    "Population",
+    "RoundMetrics",
+    "RoundState",
+    "Server",
+    "Transform",
+    "Variables",
+    "chain",
+    "fedavg",
+    "fedavg_topk",
+    "init",
+    "make_evaluation",
+    "make_round",
+    "make_simulation",
+    "replicate",
+    "scaffold",
+    "select",
+    "train",
+    "use_cpu_devices",
+]

@@ -1,0 +1,97 @@
+"""The command line. Heavy imports happen inside the commands, so that help and errors are quick."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="fedjax-sim",
+    help="Simulates federated learning, fast.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[
+    Path | None, typer.Argument(help="TOML file; without it, the default experiment.", metavar="[CONFIG]")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Changes one setting, such as training.rounds=50; may be repeated."
+    ),
+]
+
+
+@app.callback()
+def _root() -> None:
+    """Simulates federated learning, fast."""
+
+
+@app.command()
+def run(config: ConfigPath = None, overrides: Overrides = None) -> None:
+    """Trains a federation and writes a run folder with history, summary and curves.
+
+    Exit status: 0 when finished, 2 for bad input, 3 when the model diverged, 130 when interrupted.
+    """
+    from fedjax_sim.core.devices import use_cpu_devices
+    from fedjax_sim.experiment.config import load_config
+
+    settings = load_config(config, overrides or [])
+    asked = settings.execution.devices
+    use_cpu_devices(None if asked == "auto" else asked)  # before anything below starts JAX
+
+    from rich.console import Console
+
+    from fedjax_sim.experiment.progress import STATUS, closing, reporter
+    from fedjax_sim.experiment.run import run as run_experiment
+    from fedjax_sim.plots import curves
+
+    console = Console()
+    title = f"{settings.algorithm.name} on {settings.data.name}, {settings.model.name}"
+    summary = run_experiment(
+        settings,
+        reporter(console, settings.training.rounds),
+        draw=lambda rows, path: curves(rows, path, title=title),
+    )
+    for line in closing(summary, settings.training.rounds):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(STATUS[summary.status])
+
+
+@app.command("config")
+def show_config(config: ConfigPath = None, overrides: Overrides = None) -> None:
+    """Prints the configuration that `run` would use, with the meaning of every setting, as TOML to start from."""
+    from fedjax_sim.experiment.config import load_config, to_toml
+
+    typer.echo(to_toml(load_config(config, overrides or []), comments=True), nl=False)
+
+
+def _one_line(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+
+def main() -> None:
+    """The entry point: bad input is one line on stderr and exit status 2, never a traceback."""
+    warnings.showwarning = _one_line
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:  # how the command was written
+        _fail(error.format_message() if hasattr(error, "format_message") else error)
+    except ValueError as error:
+        from fedjax_sim._validate import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: Any) -> None:
+    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+    sys.exit(2)

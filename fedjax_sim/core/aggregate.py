@@ -1,0 +1,57 @@
+"""How messages become one aggregate: a fold, so that a cohort can stream through in blocks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import _validate
+from fedjax_sim.core.types import Array, PyTree
+
+
+class Aggregator(NamedTuple):
+    """`weigh(sizes f32[L]) -> weights f32[L]`; `init(message) -> acc`, zeros; `add(acc, messages[L], weights) -> acc`;
+    `finish(acc) -> aggregate`.
+
+    A client that takes no part has size 0 and must weigh 0. Accumulators of several devices are added, hence an
+    accumulator must be a sum over messages.
+    """
+
+    weigh: Callable[[Array], Array]
+    init: Callable[[PyTree], PyTree]
+    add: Callable[[PyTree, PyTree, Array], PyTree]
+    finish: Callable[[PyTree], PyTree]
+
+
+def weighted_sum(messages: PyTree, weights: Array) -> PyTree:
+    """Sum over the leading axis, each message times its weight."""
+
+    def total(m: Array) -> Array:  # a sum and no dot: GPUs may round a dot's operands to fewer bits
+        return jnp.sum(m * weights.astype(m.dtype).reshape((-1,) + (1,) * (m.ndim - 1)), axis=0)
+
+    return jax.tree.map(total, messages)
+
+
+def mean(weighting: str = "examples") -> Aggregator:
+    """The mean over clients, weighted by their number of examples, or uniform (McMahan et al. 2017, algorithm 1).
+
+    The mean of no message at all is zero.
+    """
+    _validate.one_of("weighting", weighting, ("examples", "uniform"))
+
+    def weigh(sizes: Array) -> Array:
+        return sizes if weighting == "examples" else (sizes > 0).astype(sizes.dtype)
+
+    def init(message: PyTree) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, message), jnp.zeros((), jnp.float32)
+
+    def add(acc: PyTree, messages: PyTree, weights: Array) -> PyTree:
+        total, weight = acc
+        return jax.tree.map(jnp.add, total, weighted_sum(messages, weights)), weight + weights.sum()
+
+    def finish(acc: PyTree) -> PyTree:
+        total, weight = acc
+        return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1).astype(t.dtype), total)
+
+    return Aggregator(weigh, init, add, finish)

@@ -1,0 +1,173 @@
+"""Local training of one client. It is written for one; the round trains many at once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fedjax_sim import _validate
+from fedjax_sim.core.permute import permuted
+from fedjax_sim.core.types import Array, PyTree, Variables, trained, with_trained
+
+LossFn = Callable[
+    [PyTree, PyTree, Array], Any
+]  # (model, batch, key) -> f32[B], or (f32[B], statistics) with `Variables`
+
+
+class Message(NamedTuple):
+    """What a client uploads. Aggregators and transforms take it as any pytree; the metrics look at `update`."""
+
+    update: PyTree  # pseudo-gradient, received minus trained, shaped like the model
+    extra: PyTree = ()  # whatever else the algorithm sends
+
+
+class Info(NamedTuple):
+    """What local training measured."""
+
+    loss_before: Array  # f32[], of the first local step, before its update
+    loss_after: Array  # f32[], of the last local step, before its update
+
+
+class Client(NamedTuple):
+    """The client's part of an algorithm, as pure functions of one client.
+
+    `init(params) -> memory` makes what a client keeps between its rounds; `run(broadcast, memory, data, key) ->
+    (Message, memory, Info)` trains; `like(broadcast) -> Message` has the shapes and dtypes of what `run` sends.
+    `broadcast` is what the server's `broadcast` returned.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    like: Callable[[PyTree], Message]
+    run: Callable[[PyTree, PyTree, "LocalData", Array], tuple[Message, PyTree, Info]]
+
+
+class LocalData(NamedTuple):
+    """One client's examples and the local work to do on them, as batches gathered from the flat arrays.
+
+    Every example is used exactly once per epoch, in an order drawn from `key` and the epoch. The last batch of an epoch
+    may be partial: its mask says which rows count, and the others repeat the client's own examples, so that statistics
+    computed over a batch see no foreign values.
+    """
+
+    examples: PyTree  # arrays [total, ...]
+    start: Array  # int32[]
+    size: Array  # int32[]
+    steps: Array  # int32[], local steps of this client
+    trips: Array  # int32[], local steps of the longest client trained beside it
+    key: Array
+    batch_size: int
+    alone: bool  # no client is trained beside it, hence trips == steps
+    full_losses: bool  # report losses over all examples instead of the first and last step's
+
+    def epoch_steps(self) -> Array:
+        """Number of batches in an epoch, int32[]."""
+        return jnp.maximum(-(-self.size // self.batch_size), 1)
+
+    def batch(self, step: Array) -> tuple[PyTree, Array]:
+        """The batch of a local step, arrays [B, ...] in their stored dtype, and its mask, bool[B]."""
+        epoch, within = step // self.epoch_steps(), step % self.epoch_steps()
+        positions = within * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)
+        mask = positions < self.size
+        order = permuted(self.key, self.size, positions % jnp.maximum(self.size, 1), epoch)
+        rows = self.start + order
+        return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), self.examples), mask
+
+    def fold(self, body: Callable[[Array, PyTree, PyTree, Array], PyTree], carry: PyTree) -> PyTree:
+        """`carry = body(step, carry, batch, mask)` for each local step; those beyond the client's own change nothing."""
+
+        def step(index: Array, carry: PyTree) -> PyTree:
+            new = body(index, carry, *self.batch(index))
+            if self.alone:
+                return new
+            return jax.tree.map(lambda a, b: jnp.where(index < self.steps, a, b), new, carry)
+
+        return lax.fori_loop(0, self.trips, step, carry)
+
+
+def batch_loss(loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: Array) -> tuple[Array, PyTree]:
+    """Mean loss over the rows of a batch that count, f32[], and the model with its statistics renewed.
+
+    Raises:
+      InputError: the loss returned anything but one value per example.
+    """
+    losses = loss_fn(model, batch, key)
+    if isinstance(model, Variables):
+        losses, statistics = losses
+        model = model._replace(statistics=statistics)
+    losses = _validate.per_example(losses, mask.shape[0])
+    return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1), model
+
+
+def mean_loss(loss_fn: LossFn, model: PyTree, data: LocalData, key: Array) -> Array:
+    """Mean loss over all the client's examples, f32[]; batches are those of its first epoch."""
+
+    def step(index: Array, total: Array) -> Array:
+        batch, mask = data.batch(index)
+        loss, _ = batch_loss(loss_fn, model, batch, mask, jax.random.fold_in(key, index))
+        return total + loss.astype(jnp.float32) * mask.sum()
+
+    total = lax.fori_loop(0, data.epoch_steps(), step, jnp.zeros((), jnp.float32))
+    return total / jnp.maximum(data.size, 1)
+
+
+class Training(NamedTuple):
+    """What `train` returns."""
+
+    model: PyTree
+    info: Info
+    mean_gradient: PyTree  # mean of the raw gradients along the path where asked for, else ()
+
+
+def train(
+    loss_fn: LossFn,
+    client_tx: optax.GradientTransformation,
+    model: PyTree,
+    data: LocalData,
+    key: Array,
+    *,
+    correct: Callable[[PyTree, PyTree], PyTree] = lambda gradient, params: gradient,
+    mean_gradient: bool = False,
+) -> Training:
+    """Runs the client optimizer from `model`, its state started afresh, for the client's local steps.
+
+    Args:
+      correct: what the optimizer sees, `correct(gradient, params)`, instead of the gradient itself.
+      mean_gradient: also return the mean of the gradients before correction; costs one more model-sized array.
+    """
+
+    def step(index: Array, carry: PyTree, batch: PyTree, mask: Array) -> PyTree:
+        model, memory, total, first, _ = carry
+
+        def objective(params: PyTree) -> tuple[Array, PyTree]:
+            return batch_loss(loss_fn, with_trained(model, params), batch, mask, jax.random.fold_in(key, index))
+
+        params = trained(model)
+        (loss, model), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        if mean_gradient:
+            total = jax.tree.map(jnp.add, total, gradient)
+        updates, memory = client_tx.update(correct(gradient, params), memory, params)
+        model = with_trained(model, optax.apply_updates(params, updates))
+        loss = loss.astype(jnp.float32)
+        return model, memory, total, jnp.where(index == 0, loss, first), loss
+
+    params = trained(model)
+    total = jax.tree.map(jnp.zeros_like, params) if mean_gradient else ()
+    zero = jnp.zeros((), jnp.float32)
+    result, _, total, first, last = data.fold(step, (model, client_tx.init(params), total, zero, zero))
+    if data.full_losses:
+        first, last = mean_loss(loss_fn, model, data, key), mean_loss(loss_fn, result, data, key)
+    mean = jax.tree.map(lambda g: g / jnp.maximum(data.steps, 1).astype(g.dtype), total)
+    return Training(result, Info(first, last), mean)
+
+
+def sgd_client(loss_fn: LossFn, client_tx: optax.GradientTransformation) -> Client:
+    """Receives a model, runs `client_tx` on it and sends received minus trained; keeps nothing between rounds."""
+
+    def run(model: PyTree, memory: PyTree, data: LocalData, key: Array) -> tuple[Message, PyTree, Info]:
+        result = train(loss_fn, client_tx, model, data, key)
+        return Message(jax.tree.map(jnp.subtract, model, result.model)), memory, result.info
+
+    return Client(init=lambda params: (), like=Message, run=run)

@@ -1,0 +1,43 @@
+"""The devices a simulation runs on."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim import _validate
+from fedjax_sim.core.types import PyTree
+
+AXIS = "devices"
+
+
+def use_cpu_devices(count: int | None = None) -> int:
+    """Asks JAX for `count` CPU devices, by default one per core this process may use, and returns the count.
+
+    A core that trains clients of its own is faster than two that share each product. It must come before JAX starts,
+    and does not take a GPU's place where there is one.
+
+    Raises:
+      InputError: `count` is not a positive whole number.
+      RuntimeError: JAX has started already.
+    """
+    count = (
+        len(os.sched_getaffinity(0)) if count is None and hasattr(os, "sched_getaffinity") else count or os.cpu_count()
+    )
+    count = _validate.whole("count", count)
+    jax.config.update("jax_num_cpu_devices", count)
+    return count
+
+
+def mesh(devices: Sequence[Any]) -> Mesh:
+    """The one-axis mesh over `devices`."""
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def replicate(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """`tree` with a copy of every array on each of `devices`, where a round wants its state and population."""
+    target = devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), PartitionSpec())
+    return jax.device_put(tree, target)

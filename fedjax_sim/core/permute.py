@@ -1,0 +1,47 @@
+"""A random permutation that is computed index by index: no sort, no memory, any length, even a traced one.
+
+The swap-or-not shuffle (Hoang, Morris and Rogaway 2012, "An enciphering scheme based on a card shuffle"): each pass pairs
+position `x` with `offset - x` modulo the length and swaps the pair or not by one hashed bit. Every pass is its own
+inverse, so the whole is a bijection whatever the bits. The bits come from an integer hash: good for shuffling, not for
+secrets.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_sim.core.types import Array
+
+PASSES = 16  # two positions are left unmixed with probability about 2^-16
+
+
+def _hash(x: Array) -> Array:
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0) -> Array:
+    """Where a random permutation of `0 .. length - 1` sends each of `positions`.
+
+    Args:
+      key: a key; another key, or another `epoch`, gives another permutation.
+      length: int32[], at least 1 unless `positions` is meaningless anyway.
+      positions: int32[...], each under `length`.
+
+    Returns:
+      int32[...], distinct for distinct positions.
+    """
+    words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
+    seed = _hash(words[-1] ^ _hash(words[0] + _hash(jnp.uint32(epoch) + np.uint32(0x9E3779B9))))
+    passes = jnp.arange(PASSES, dtype=jnp.uint32)
+    salts = _hash(seed + passes * np.uint32(0x9E3779B9))
+    n = jnp.maximum(length, 1).astype(jnp.uint32)
+    offsets = _hash(salts ^ np.uint32(0xA511E9B3)) % n
+    x = positions.astype(jnp.uint32)
+    for i in range(PASSES):  # unrolled: one fused loop over the positions instead of a loop of small ones
+        partner = jnp.where(offsets[i] < x, offsets[i] + n - x, offsets[i] - x)
+        swap = (jnp.maximum(x, partner) ^ salts[i]) * np.uint32(0x9E3779B1) >> 31  # the top bit depends on all bits
+        x = jnp.where(swap == 1, partner, x)
+    return lax.optimization_barrier(x.astype(jnp.int32))  # or every use of the result computes it again

@@ -1,0 +1,84 @@
+"""What flows through a round: the population, a cohort, the state and the metrics.
+
+`N` clients in the population, `C` in a cohort, `P` a pytree shaped like the model.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+Array = jax.Array
+
+
+class Variables(NamedTuple):
+    """A model whose forward pass updates statistics (batch normalisation, say).
+
+    Only `params` is differentiated. `statistics` is replaced by what the loss returns, averaged by the server like the
+    parameters, and never touched by an optimizer. The loss is then `loss_fn(variables, batch, key) -> (f32[B],
+    statistics)`.
+    """
+
+    params: PyTree
+    statistics: PyTree
+
+
+class Population(NamedTuple):
+    """Examples of all clients, flat: client `i` owns rows `offsets[i]` up to `offsets[i + 1]`."""
+
+    examples: PyTree  # arrays [total, ...], in their stored dtype
+    offsets: Array  # int32[N + 1]
+
+
+class Cohort(NamedTuple):
+    """The clients of one round, and the arrays their examples lie in: the population's, or a slice of it.
+
+    Only `rows` depends on where per-client memory is kept: the client ids where the state holds all `N` rows, 0 to `C -
+    1` where it holds the cohort's slice alone. Results do not depend on it, nor on the order of the clients.
+    """
+
+    ids: Array  # int32[C], folded into the keys; -1 marks an empty slot
+    starts: Array  # int32[C], first row of the client in `examples`
+    sizes: Array  # int32[C], number of examples
+    rows: Array  # int32[C], the client's row in the state's per-client memory
+    examples: PyTree  # arrays [total, ...]
+
+
+class RoundState(NamedTuple):
+    """All that a federation remembers between rounds; saving it is checkpointing."""
+
+    round: Array  # int32[], rounds done
+    params: PyTree  # the global model, P or `Variables`
+    server: PyTree  # the server's memory
+    clients: PyTree  # the clients' memory, arrays [N, ...]
+    messages: PyTree  # memory of the transform on messages, arrays [N, ...]
+    release: PyTree  # memory of the transform on the aggregate
+
+
+class RoundMetrics(NamedTuple):
+    """What one round measured. Per-client arrays follow the cohort's order and are 0 where no client took part.
+
+    Losses are of the first and of the last local step, each before its update, which costs nothing; with
+    `client_losses="examples"` they are means over all the client's examples, under the received and the trained model.
+    """
+
+    ids: Array  # int32[C], -1 where no client took part
+    examples: Array  # int32[C], examples held
+    steps: Array  # int32[C], local steps done
+    loss_before: Array  # f32[C]
+    loss_after: Array  # f32[C]
+    update_norm: Array  # f32[C], L2 norm of received minus trained parameters
+    aggregate_norm: Array  # f32[], L2 norm of the aggregate, as the server takes it
+    gradient_diversity: Array  # f32[], mean squared norm of the messages over the squared norm of their mean, >= 1
+    uplink_bits: Array  # uint32[C], size of the message as it is sent
+    downlink_bits: Array  # uint32[C], size of what the server broadcast
+
+
+def trained(model: PyTree) -> PyTree:
+    """The part of a model that is differentiated."""
+    return model.params if isinstance(model, Variables) else model
+
+
+def with_trained(model: PyTree, params: PyTree) -> PyTree:
+    """`model` with its differentiated part replaced."""
+    return model._replace(params=params) if isinstance(model, Variables) else params

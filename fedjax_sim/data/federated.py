@@ -1,0 +1,175 @@
+"""A federation's examples on the host: flat arrays, and where each client's rows lie in them.
+
+`N` clients in the population. Everything here is NumPy; `FederatedData.population` puts it on the device.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.core.types import Population
+
+Examples = dict[str, np.ndarray]  # field -> array [total, ...], all of one length
+
+_DEVICE_DTYPES = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
+
+
+class FederatedData(NamedTuple):
+    """The examples of `N` clients and a global test set. Client `i` owns rows `offsets[i]` up to `offsets[i + 1]`."""
+
+    examples: Examples  # arrays [total, ...], in their stored dtype
+    offsets: np.ndarray  # int64[N + 1]
+    test: Examples | None  # arrays [test, ...], which no client holds
+    names: tuple[str, ...]  # N names, for tables and figures
+
+    @property
+    def num_clients(self) -> int:
+        """`N`."""
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of examples of each client, int64[N]."""
+        return np.diff(self.offsets)
+
+    def client(self, index: int) -> Examples:
+        """One client's examples, as views of the flat arrays.
+
+        Raises:
+          InputError: there is no such client.
+        """
+        if not 0 <= index < self.num_clients:
+            raise InputError(f"client: {index!r} does not exist; give a number from 0 to {self.num_clients - 1}")
+        start, stop = self.offsets[index], self.offsets[index + 1]
+        return {field: array[start:stop] for field, array in self.examples.items()}
+
+    def population(self, place: Callable[[Any], Any] = jax.device_put) -> Population:
+        """The federation as device arrays; 64-bit numbers become 32-bit ones, the rest keeps its dtype.
+
+        Args:
+          place: puts a pytree of host arrays where the round wants it.
+
+        Raises:
+          InputError: more rows than int32 can address, or an integer that does not fit in 32 bits.
+        """
+        total = int(self.offsets[-1])
+        if total >= 2**31:
+            raise InputError(f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}")
+        examples = {field: _narrowed(field, array) for field, array in self.examples.items()}
+        return place(Population(examples, self.offsets.astype(np.int32)))
+
+
+def _narrowed(field: str, array: np.ndarray) -> np.ndarray:
+    dtype = _DEVICE_DTYPES.get(array.dtype.name)
+    if dtype is None:
+        return array
+    if array.dtype.kind in "iu" and array.size:
+        low, high = int(array.min()), int(array.max())
+        allowed = np.iinfo(dtype)
+        if low < allowed.min or high > allowed.max:
+            raise InputError(
+                f"field {field!r}: values from {low} to {high} exceed {np.dtype(dtype).name}; give smaller numbers"
+            )
+    return array.astype(dtype)
+
+
+def checked(where: str, examples: Any) -> Examples:
+    """`examples` as a dict of NumPy arrays of one length, booleans or finite numbers.
+
+    Raises:
+      InputError: anything else; the message begins with `where` and names the field.
+    """
+    if not isinstance(examples, Mapping) or not examples:
+        raise InputError(
+            f"{where}: {type(examples).__name__} {'is empty' if isinstance(examples, Mapping) else 'is no dict'}; "
+            "give a dict of arrays, such as {'inputs': ..., 'labels': ...}"
+        )
+    arrays = {}
+    for field, values in examples.items():
+        at = f"{where}, field {field!r}"
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            raise InputError(
+                f"{at}: rows of different shapes; give an array with one shape for every example"
+            ) from None
+        if array.dtype.kind not in "buif":
+            raise InputError(f"{at}: dtype {array.dtype} is not trained on; give booleans, integers or floats")
+        if array.ndim == 0:
+            raise InputError(f"{at}: a single number; give an array with one row per example")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise InputError(f"{at}: {array[index]} at {list(index)}; remove or fill in such values first")
+        arrays[field] = array
+    lengths = {field: len(array) for field, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"{where}: lengths {lengths} differ; give one row per example in every field")
+    return arrays
+
+
+def _same_fields(where: str, examples: Examples, model_name: str, model: Examples) -> None:
+    if examples.keys() != model.keys():
+        raise InputError(
+            f"{where}: fields {sorted(examples)}, but {model_name} has {sorted(model)}; give the same fields"
+        )
+    for field, array in examples.items():
+        expected = model[field]
+        if (array.dtype, array.shape[1:]) != (expected.dtype, expected.shape[1:]):
+            raise InputError(
+                f"{where}, field {field!r}: {array.dtype}{list(array.shape[1:])} per example, but {model_name} has "
+                f"{expected.dtype}{list(expected.shape[1:])}; give one dtype and shape everywhere"
+            )
+
+
+def from_clients(
+    clients: Sequence[Mapping[str, Any]],
+    *,
+    test: Mapping[str, Any] | None = None,
+    names: Sequence[str] | None = None,
+) -> FederatedData:
+    """A federation from each client's own arrays, which are copied.
+
+    Args:
+      clients: one dict per client, field -> array [examples, ...]; a client may have no examples.
+      test: the global test set, with the same fields.
+      names: one name per client, by default client_0, client_1, ...
+
+    Raises:
+      InputError: no clients or no examples at all; fields, dtypes or shapes that differ between clients or from the
+      test
+        set; fields of different lengths; NaN, infinities, or objects.
+    """
+    if len(clients) == 0:
+        raise InputError("clients: the list is empty; give at least one client")
+    arrays = [checked(f"client {i}", client) for i, client in enumerate(clients)]
+    for i, client in enumerate(arrays):
+        _same_fields(f"client {i}", client, "client 0", arrays[0])
+    held = None if test is None else checked("test", test)
+    if held is not None:
+        _same_fields("test", held, "client 0", arrays[0])
+    sizes = [len(next(iter(client.values()))) for client in arrays]
+    if sum(sizes) == 0:
+        raise InputError(f"clients: none of the {len(arrays)} has an example; give at least one example")
+    examples = {field: np.concatenate([client[field] for client in arrays]) for field in arrays[0]}
+    return FederatedData(examples, offsets_of(sizes), held, client_names(len(arrays), names))
+
+
+def offsets_of(sizes: Sequence[int]) -> np.ndarray:
+    """Where each client's rows begin and the last one's end, int64[N + 1]."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def client_names(count: int, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """`names`, or client_0, client_1, ...
+
+    Raises:
+      InputError: not one name per client.
+    """
+    if names is None:
+        return tuple(f"client_{i}" for i in range(count))
+    if len(names) != count:
+        raise InputError(f"names: {len(names)} for {count} clients; give one name per client")
+    return tuple(str(name) for name in names)

@@ -1,0 +1,141 @@
+"""How a data set is dealt out to clients: functions from labels to one array of row numbers per client.
+
+Every partitioner is disjoint and complete: each row goes to exactly one client. It depends on its arguments alone,
+hence the same seed gives the same federation. `federate` turns any such list into `FederatedData`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_sim import _validate
+from fedjax_sim._validate import InputError
+from fedjax_sim.data.federated import FederatedData, checked, client_names, offsets_of
+from fedjax_sim.data.sources import Dataset
+
+ATTEMPTS = 1000  # draws of a partition before it is called impossible
+
+
+def iid(labels: np.ndarray, clients: int, *, min_examples: int = 1, seed: int = 0) -> list[np.ndarray]:
+    """Shuffles the rows and cuts them evenly; sizes differ by one at most.
+
+    Args:
+      labels: int[total], of which only the length matters.
+      clients: `N`.
+      min_examples: examples that every client must get.
+      seed: what the order is drawn from.
+
+    Returns:
+      `N` arrays of row numbers, int64, in ascending order.
+
+    Raises:
+      InputError: fewer than `min_examples` for a client, or a setting out of range.
+    """
+    _feasible(len(labels), clients, min_examples)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return [np.sort(part) for part in np.array_split(order, clients)]
+
+
+def dirichlet(
+    labels: np.ndarray, clients: int, *, alpha: float, min_examples: int = 1, seed: int = 0
+) -> list[np.ndarray]:
+    """Label skew with unequal sizes, class by class, as NIID-Bench does it (Li et al. 2022, after Yurochkin et al.
+    2019).
+
+    The examples of each class are shuffled and dealt in shares drawn from Dirichlet(alpha, ..., alpha) over the
+    clients, in which a client that holds `total / N` examples already gets none. The whole is drawn again until every
+    client has `min_examples`. (Hsu et al. 2019 instead draw class proportions per client, of equal size.)
+
+    Args:
+      labels: int[total].
+      clients: `N`.
+      alpha: concentration, over 0; at 0.1 a client has few classes, at 100 nearly the same mixture as every other.
+      min_examples: examples that every client must get.
+      seed: what everything is drawn from.
+
+    Returns:
+      `N` arrays of row numbers, int64, in ascending order.
+
+    Raises:
+      InputError: `min_examples` was not reached in 1,000 draws, or a setting is out of range.
+    """
+    _feasible(len(labels), clients, min_examples)
+    _validate.number("alpha", alpha, above=0)
+    rng = np.random.default_rng(seed)
+    classes = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    best = 0
+    for _ in range(ATTEMPTS):
+        cuts = _draw(rng, [len(rows) for rows in classes], clients, alpha)
+        smallest = int(np.diff(cuts, axis=1).sum(0).min())
+        if smallest >= min_examples:
+            dealt = [np.split(rows, cut[1:-1]) for rows, cut in zip(classes, cuts, strict=True)]
+            return [np.sort(np.concatenate(parts)) for parts in zip(*dealt, strict=True)]
+        best = max(best, smallest)
+    raise InputError(
+        f"min_examples: {min_examples} for each of {clients} clients was not reached in {ATTEMPTS} draws with alpha "
+        f"{alpha} (the best draw gave {best}); lower min_examples or the number of clients, or raise alpha"
+    )
+
+
+def _draw(rng: np.random.Generator, class_sizes: Sequence[int], clients: int, alpha: float) -> np.ndarray:
+    """Where each class is cut, int64[classes, N + 1]."""
+    quota = sum(class_sizes) / clients
+    held = np.zeros(clients, np.int64)
+    cuts = np.zeros((len(class_sizes), clients + 1), np.int64)
+    for cut, size in zip(cuts, class_sizes, strict=True):
+        shares = np.where(held < quota, rng.dirichlet(np.full(clients, alpha)), 0.0)
+        if shares.sum() <= 0:  # a tiny alpha puts the whole share on one client, which may be full
+            shares = (held == held.min()).astype(np.float64)
+        cut[1:] = np.floor(np.cumsum(shares) / shares.sum() * size + 1e-9)
+        cut[-1] = size
+        held += np.diff(cut)
+    return cuts
+
+
+def _feasible(total: int, clients: int, min_examples: int) -> None:
+    _validate.whole("clients", clients)
+    _validate.whole("min_examples", min_examples, least=0)
+    if clients * max(min_examples, 1) > total:
+        raise InputError(
+            f"clients: {clients} with {max(min_examples, 1)} examples or more each need {clients * max(min_examples, 1)}, "
+            f"but there are {total}; lower clients or min_examples"
+        )
+
+
+class Partition(NamedTuple):
+    """A partitioner, `split(labels, clients, *, seed, **options)`, and the names of its options."""
+
+    split: Callable[..., list[np.ndarray]]
+    options: tuple[str, ...]
+
+
+PARTITIONS = {
+    "iid": Partition(iid, ("min_examples",)),
+    "dirichlet": Partition(dirichlet, ("alpha", "min_examples")),
+}
+
+
+def federate(dataset: Dataset, parts: Sequence[np.ndarray], names: Sequence[str] | None = None) -> FederatedData:
+    """The federation in which client `i` holds the training rows `parts[i]`; the test set stays global.
+
+    Args:
+      dataset: where the rows come from; they are copied.
+      parts: one array of row numbers per client, without overlap; rows in none of them are left out.
+      names: one name per client.
+
+    Raises:
+      InputError: no clients, a row number out of range or used twice, or NaN and the like in the data.
+    """
+    train, test = checked("train", dataset.train), checked("test", dataset.test)
+    total = len(next(iter(train.values())))
+    rows = np.concatenate([np.asarray(part, np.int64) for part in parts]) if len(parts) else np.zeros(0, np.int64)
+    if len(rows) == 0:
+        raise InputError("parts: no client has an example; give at least one row number")
+    if rows.min() < 0 or rows.max() >= total:
+        raise InputError(f"parts: rows {rows.min()} to {rows.max()}; give row numbers from 0 to {total - 1}")
+    counts = np.bincount(rows, minlength=total)
+    if counts.max() > 1:
+        raise InputError(f"parts: row {int(counts.argmax())} is dealt {counts.max()} times; deal each row once at most")
+    examples = {field: array[rows] for field, array in train.items()}
+    return FederatedData(examples, offsets_of([len(part) for part in parts]), test, client_names(len(parts), names))

@@ -1,0 +1,211 @@
+"""What an experiment is: one frozen tree of settings, read from TOML and overrides. Every error is one line.
+
+Names of data sets, models and algorithms are checked where they are looked up, so that adding one needs no change here.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.explain import explain, settings
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings; unknown keys, wrong types, NaN and infinities are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which examples, and who holds them."""
+
+    name: str = Field("digits", description="data set")
+    folder: str = Field("", description="folder with the files, for data sets that are not bundled")
+    clients: int = Field(20, ge=1, le=1_000_000_000, description="clients in the population")
+    partition: str = Field("dirichlet", description="how training examples are dealt to clients")
+    alpha: float = Field(0.3, gt=0, description="Dirichlet concentration; smaller is more label skew")
+    min_examples: int = Field(10, ge=0, description="examples that every client gets at least")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of bundled data held out as the global test set")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the split and the partition")
+
+
+class Model(Section):
+    """What is trained."""
+
+    name: str = Field("cnn_small", description="model")
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
+        (200, 200), strict=False, max_length=64, description="widths of the hidden layers of the MLP"
+    )
+
+
+class Algorithm(Section):
+    """How it is trained. Options left out take the algorithm's own defaults."""
+
+    name: str = Field("fedavg", description="federated algorithm")
+    learning_rate: float = Field(0.1, gt=0, description="step size of the client optimizer (SGD)")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the client optimizer, started afresh each round")
+    server_learning_rate: float = Field(1.0, gt=0, description="step size of the server optimizer (SGD)")
+    weighting: str | None = Field(None, description="weights of the mean over clients: examples or uniform")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of each update's entries that is sent (top-k)"
+    )
+
+
+class Training(Section):
+    """How much work is done."""
+
+    rounds: int = Field(100, ge=1, le=1_000_000_000, description="rounds")
+    clients_per_round: int = Field(10, ge=1, description="clients in the cohort of a round")
+    batch_size: int = Field(16, ge=1, le=65_536, description="examples in a local step")
+    local_epochs: int = Field(2, ge=1, le=10_000, description="passes over a client's examples in a round")
+    local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="local steps of every client, instead of epochs"
+    )
+    evaluate_every: int = Field(5, ge=1, le=100_000, description="rounds between evaluations on the test set")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the initial model, cohorts, batch order and noise")
+
+
+class Privacy(Section):
+    """Noise on every client's message."""
+
+    mechanism: Literal["none", "laplace", "laplace_bare"] = Field(
+        "none",
+        description="noise; laplace clips and calibrates it to epsilon, laplace_bare has scale 1/epsilon and no guarantee",
+    )
+    epsilon: Positive | None = Field(None, description="privacy loss of one message")
+    clip_norm: Positive | None = Field(None, description="L1 norm a message is clipped to")
+
+
+class Execution(Section):
+    """Where and how wide; results do not depend on it beyond the order of sums."""
+
+    lanes: Count | Literal["auto"] = Field("auto", description="clients trained at once on a device")
+    devices: Count | Literal["auto"] = Field("auto", description="devices; auto means all, on a CPU one per core")
+
+
+class Output(Section):
+    """What is written, and where."""
+
+    folder: str = Field("runs", min_length=1, description="folder for run folders")
+    name: str = Field("", description="name of the run folder; empty means date, time, algorithm and data")
+    per_client: bool = Field(True, description="also write every client's values into history.jsonl")
+
+
+class Config(Section):
+    """An experiment."""
+
+    data: Data = Data()
+    model: Model = Model()
+    algorithm: Algorithm = Algorithm()
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    execution: Execution = Execution()
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        data, training, privacy = self.data, self.training, self.privacy
+        if training.clients_per_round > data.clients:
+            raise InputError(
+                f"training.clients_per_round: {training.clients_per_round} is more than the {data.clients} of data.clients; "
+                "lower the one or raise the other"
+            )
+        needed = {"none": (), "laplace": ("epsilon", "clip_norm"), "laplace_bare": ("epsilon",)}[privacy.mechanism]
+        for option in ("epsilon", "clip_norm"):
+            value = getattr(privacy, option)
+            if value is None and option in needed:
+                raise InputError(
+                    f"privacy.{option}: missing, and mechanism {privacy.mechanism!r} needs it; set it, to 1.0 say"
+                )
+            if value is not None and option not in needed:
+                raise InputError(
+                    f"privacy.{option}: {value} has no effect with mechanism {privacy.mechanism!r}; leave it out, or set "
+                    "privacy.mechanism"
+                )
+        if self.output.name in (".", "..") or any(c in self.output.name for c in "/\\\0"):
+            raise InputError(
+                f"output.name: {self.output.name!r} is no plain name; give one without slashes, and its place in output.folder"
+            )
+        return self
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The defaults, then the TOML file at `path`, then `overrides` such as "training.rounds=50", later ones winning.
+
+    An override's value is read as TOML, and as a plain string where it is none.
+
+    Raises:
+      InputError: one line that names the file or setting, the value, and what is allowed.
+    """
+    tree = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """The configuration in a tree of tables.
+
+    Raises:
+      InputError: one line for the first thing wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(explain(error, Config)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a TOML file, or none for the default configuration") from None
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read ({error.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: it is no TOML ({' '.join(str(error).split())}); mend it there") from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise InputError(f"--set {override!r}: not section.key=value; write for example --set training.rounds=50")
+    table = tree.setdefault(parts[0], {})
+    if not isinstance(table, dict):
+        raise InputError(f"{parts[0]}: {table!r} is not a table; write [{parts[0]}] and its keys below it")
+    try:
+        parsed = tomllib.loads(f"value = {text.strip()}")
+        table[parts[1]] = parsed["value"] if parsed.keys() == {"value"} else text.strip()
+    except tomllib.TOMLDecodeError:
+        table[parts[1]] = text.strip()
+
+
+def to_toml(config: Config, *, comments: bool = False) -> str:
+    """`config` as TOML that `load_config` reads back; with `comments`, each setting's meaning beside it."""
+    lines, meaning = [], settings(Config)
+    for section, values in config.model_dump(exclude_none=True).items():
+        lines += [f"[{section}]"]
+        for key, value in values.items():
+            line = f"{key} = {_toml_value(value)}"
+            lines.append(f"{line:<32}# {meaning[f'{section}.{key}'].description}" if comments else line)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, str):  # TOML's basic strings are JSON's, except that DEL must be escaped and \/ does not exist
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml_value(v) for v in value)}]"
+    return repr(value)

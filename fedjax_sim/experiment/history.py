@@ -1,0 +1,111 @@
+"""What a run recorded: one row per round, a plain dict, kept as one line of JSON each.
+
+A row holds `round` (from 1), `clients`, `examples` and `steps` of the round in all; `loss_before` and `loss_after`,
+means over its clients weighted by examples; `update_norm`, the plain mean; `aggregate_norm`, `gradient_diversity`;
+`uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy` and `test_loss`,
+None where the model was not evaluated; and where wanted `per_client`, lists with one entry per client. A number that is
+not finite becomes None.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.core.types import RoundMetrics
+
+Row = dict[str, Any]
+
+WATCHED = ("loss_before", "loss_after", "update_norm", "aggregate_norm")  # what shows divergence, in order
+_PER_CLIENT = ("ids", "examples", "steps", "loss_before", "loss_after", "update_norm")
+
+
+def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapsed_seconds: float) -> Row:
+    """The row of one round, from metrics on the host (NumPy, no leading axis), without test metrics."""
+    present = metrics.ids >= 0
+    weights = metrics.examples[present].astype(np.float64)
+
+    def mean(values: Any, weights: Any = None) -> float | None:
+        values = values[present].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a diverged model the mean may be inf - inf
+            return _finite(np.average(values, weights=weights)) if len(values) else None
+
+    row: Row = {
+        "round": round_number,
+        "clients": int(present.sum()),
+        "examples": int(metrics.examples.sum(dtype=np.int64)),
+        "steps": int(metrics.steps.sum(dtype=np.int64)),
+        "loss_before": mean(metrics.loss_before, weights),
+        "loss_after": mean(metrics.loss_after, weights),
+        "update_norm": mean(metrics.update_norm),
+        "aggregate_norm": _finite(metrics.aggregate_norm),
+        "gradient_diversity": _finite(metrics.gradient_diversity),
+        "uplink_bits": int(metrics.uplink_bits.sum(dtype=np.int64)),
+        "downlink_bits": int(metrics.downlink_bits.sum(dtype=np.int64)),
+        "elapsed_seconds": round(elapsed_seconds, 3),
+        "test_accuracy": None,
+        "test_loss": None,
+    }
+    if per_client:
+        row["per_client"] = {name: _listed(getattr(metrics, name)[present]) for name in _PER_CLIENT}
+    return row
+
+
+def with_test(row: Row, test: dict[str, Any]) -> Row:
+    """`row` with the test metrics {"accuracy", "loss"} of the model after that round."""
+    return {**row, **{f"test_{name}": _finite(value) for name, value in test.items()}}
+
+
+def first_not_finite(metrics: RoundMetrics) -> str | None:
+    """The first of the watched metrics that holds NaN or an infinity, in one round's metrics on the host."""
+    return next((name for name in WATCHED if not np.isfinite(getattr(metrics, name)).all()), None)
+
+
+def _finite(value: Any) -> float | None:
+    value = float(value)
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def _listed(values: Any) -> list[Any]:
+    return values.tolist() if values.dtype.kind in "iu" else [_finite(v) for v in values]
+
+
+def append(file: TextIO, rows: Iterable[Row]) -> None:
+    """Writes a line per row; each has left this process when the call returns."""
+    for row in rows:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+
+
+def read_history(path: str | Path) -> list[Row]:
+    """The rows of a `history.jsonl`. A last line cut off in the writing is left out.
+
+    Raises:
+      InputError: there is no such file, or a line that is no row.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read ({error.strerror}); give a run's history.jsonl") from None
+    rows = []
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or "round" not in row:
+            raise InputError(f"{path}: line {number} is no round's record; remove the line or run again")
+        rows.append(row)
+    return rows
+
+
+def column(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+    """Rounds and values of one quantity, where it was measured."""
+    measured = [(row["round"], row[name]) for row in rows if row.get(name) is not None]
+    return [r for r, _ in measured], [value for _, value in measured]

@@ -1,0 +1,131 @@
+"""What a person sees while an experiment runs: a bar on a terminal, a few plain lines elsewhere."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.run import Reporter, Summary
+
+LINES, LEAST_SECONDS = 10, 2.0  # about how many plain lines a run prints, and how far apart they are at least
+STATUS = {"finished": 0, "diverged": 3, "interrupted": 130}  # exit status of the command
+
+
+def reporter(console: Console, rounds: int) -> Reporter:
+    """Progress of `rounds` rounds on `console`, in the way that suits it."""
+    return terminal(console, rounds) if console.is_terminal else plain(console, rounds)
+
+
+def terminal(console: Console, rounds: int) -> Reporter:
+    """A bar with rounds, accuracy, rounds per second and the time left."""
+    bar = Progress(
+        TextColumn("round {task.completed}/{task.total}"),
+        BarColumn(bar_width=None),
+        TextColumn("accuracy {task.fields[accuracy]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+    )
+    task = bar.add_task("", total=rounds, accuracy="-", rate="compiling", start=False)
+    seen: list[Row] = []
+
+    def built(experiment: Experiment, folder: Path) -> None:
+        _print(console, describe(experiment))
+        bar.start()
+
+    def advanced(rows: list[Row]) -> None:
+        if not seen:
+            bar.start_task(task)
+        seen.extend(rows)
+        bar.update(task, advance=len(rows), rate=_rate(seen), accuracy=_accuracy(seen))
+
+    return Reporter(built, advanced, bar.stop)
+
+
+def plain(console: Console, rounds: int) -> Reporter:
+    """A line after the first round and the last, and about ten between them."""
+    seen: list[Row] = []
+    printed: list[float] = []
+
+    def built(experiment: Experiment, folder: Path) -> None:
+        _print(console, describe(experiment))
+
+    def advanced(rows: list[Row]) -> None:
+        first, before = not seen, len(seen) * LINES // rounds
+        seen.extend(rows)
+        now, last = time.monotonic(), len(seen) == rounds
+        enough = len(seen) * LINES // rounds > before and now - printed[-1] >= LEAST_SECONDS
+        if first or last or enough:
+            printed.append(now)
+            left = "" if first or last else f", {_left(seen, rounds):.0f} s left"
+            loss = rows[-1]["loss_before"]
+            losses = "" if loss is None else f", loss {loss:.3f}"
+            _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {_rate(seen)}{left}")
+
+    return Reporter(built, advanced, lambda: None)
+
+
+def describe(experiment: Experiment) -> str:
+    """Who trains what, in one line."""
+    config, data = experiment.config, experiment.data
+    sizes = data.sizes
+    return (
+        f"{experiment.dataset.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
+        f"{sizes.max()} each, {config.data.partition}); {config.algorithm.name}, {config.model.name}, "
+        f"{config.training.clients_per_round} clients a round"
+    )
+
+
+def closing(summary: Summary, asked_rounds: int) -> list[str]:
+    """The last lines: what was reached, and where it lies."""
+    how = {
+        "finished": f"Finished {summary.rounds} rounds",
+        "interrupted": f"Interrupted after {summary.rounds} of {asked_rounds} rounds",
+        "diverged": f"Stopped after {summary.rounds} of {asked_rounds} rounds",
+    }[summary.status]
+    rate = f", {summary.rounds_per_second:.3g} rounds/s" if summary.rounds_per_second else ""
+    lines = [f"{how} in {summary.seconds:.1f} s{rate}."]
+    if summary.divergence:
+        lines.append(
+            f"The model diverged: {summary.divergence.metric} is not finite in round {summary.divergence.round}; "
+            "lower algorithm.learning_rate."
+        )
+    if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
+        best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
+        lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
+    lines.append(
+        f"Results are in {summary.folder}: {', '.join(sorted(p.name for p in Path(summary.folder).iterdir()))}"
+    )
+    return lines
+
+
+def _sent(summary: Summary) -> str:
+    up, down = (bits / 8e6 for bits in (summary.uplink_bits, summary.downlink_bits))
+    return f"{up:,.1f} MB sent by clients, {down:,.1f} MB by the server"
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _accuracy(rows: list[Row]) -> str:
+    value = next((row["test_accuracy"] for row in reversed(rows) if row["test_accuracy"] is not None), None)
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _speed(rows: list[Row]) -> float | None:
+    seconds = rows[-1]["elapsed_seconds"] - rows[0]["elapsed_seconds"]
+    return (len(rows) - 1) / seconds if seconds > 0 else None
+
+
+def _rate(rows: list[Row]) -> str:
+    speed = _speed(rows)
+    return f"{speed:.3g} rounds/s" if speed else f"started in {rows[0]['elapsed_seconds']:.1f} s"
+
+
+def _left(rows: list[Row], rounds: int) -> float:
+    return (rounds - len(rows)) / (_speed(rows) or float("inf"))

@@ -1,0 +1,245 @@
+"""Runs an experiment into a folder of its own: config.toml, history.jsonl, summary.json and, where asked for, a figure."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fedjax_sim
+from fedjax_sim._validate import InputError
+from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.round import init, make_round
+from fedjax_sim.core.simulate import make_evaluation, make_simulation
+from fedjax_sim.experiment.build import Experiment, build
+from fedjax_sim.experiment.config import Config, Output, to_toml
+from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, with_test
+
+CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
+
+
+class Divergence(NamedTuple):
+    """Where training left the finite numbers."""
+
+    round: int
+    metric: str
+
+
+class Reporter(NamedTuple):
+    """Who is told how a run goes; all calls come from the thread that called `run`."""
+
+    built: Callable[[Experiment, Path], None]  # data and model are there, compilation follows
+    advanced: Callable[[list[Row]], None]  # rounds done since the last call
+    stopped: Callable[[], None]  # no more rounds, for whatever reason
+
+
+class Summary(NamedTuple):
+    """What a run reached. Accuracies are shares of the test set."""
+
+    status: str  # "finished", "interrupted" or "diverged"
+    folder: str
+    rounds: int  # done
+    test_accuracy: float | None  # at the last evaluation
+    test_loss: float | None
+    best_test_accuracy: float | None
+    best_round: int | None
+    seconds: float  # of everything after the data were loaded
+    start_seconds: float | None  # until the first round was done: mostly compilation
+    rounds_per_second: float | None  # after the first round, evaluation included
+    uplink_bits: int  # of all clients and rounds
+    downlink_bits: int
+    divergence: Divergence | None
+    environment: dict[str, Any]
+
+
+def run(
+    config: Config, reporter: Reporter | None = None, *, draw: Callable[[list[Row], Path], Any] | None = None
+) -> Summary:
+    """Trains as `config` says, and writes as it goes. Ctrl-C ends it early with what there is.
+
+    Args:
+      config: the experiment.
+      reporter: who is told of progress; nothing is printed here.
+      draw: draws the history into the file `curves.png` of the run folder.
+
+    Returns:
+      The summary, which also lies in the run folder as `summary.json`.
+
+    Raises:
+      InputError: a setting that does not fit, data that cannot be read, or a run folder that is in use.
+    """
+    experiment = build(config)
+    devices = _devices(config)
+    folder = make_folder(experiment.config)
+    reporter = reporter or Reporter(lambda experiment, folder: None, lambda rows: None, lambda: None)
+    environment = _environment(devices, config)
+    (folder / "config.toml").write_text(_header(environment) + to_toml(experiment.config), encoding="utf-8")
+
+    start, rows = time.perf_counter(), []
+    status, divergence = "finished", None
+    with open(folder / "history.jsonl", "x", encoding="utf-8") as file:
+        try:
+            reporter.built(experiment, folder)
+            for new, divergence in _rounds(experiment, devices, start):
+                rows += new
+                append(file, new)
+                reporter.advanced(new)
+            status = "finished" if divergence is None else "diverged"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        finally:
+            reporter.stopped()
+    summary = _summary(status, folder, rows, time.perf_counter() - start, divergence, environment)
+    write_json(folder / "summary.json", {**summary._asdict(), "divergence": divergence and divergence._asdict()})
+    if draw is not None and rows:
+        draw(rows, folder / "curves.png")
+    return summary
+
+
+def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterator[tuple[list[Row], Divergence | None]]:
+    """Rows as they come, and at the end the divergence if there is one."""
+    config, training = experiment.config, experiment.config.training
+    lanes = None if config.execution.lanes == "auto" else min(config.execution.lanes, training.clients_per_round)
+    round_fn = make_round(
+        experiment.algorithm,
+        batch_size=training.batch_size,
+        local_epochs=training.local_epochs,
+        local_steps=training.local_steps,
+        lanes=lanes,
+        devices=devices,
+    )
+    block = min(training.evaluate_every, training.rounds)
+    simulate = make_simulation(round_fn, cohort_size=training.clients_per_round, max_rounds=block)
+    evaluate = make_evaluation(experiment.model.metric_fn)
+    population = experiment.data.population(lambda tree: replicate(tree, devices))
+    test = jax.device_put(experiment.dataset.test, devices[0])
+    state = replicate(init(experiment.algorithm, experiment.model.params, experiment.data.num_clients), devices)
+    key = replicate(jax.random.key(training.seed), devices)
+
+    done, call = 0, 1  # one round first, for the user to see that it goes
+    while done < training.rounds:
+        rounds = min(call, training.rounds - done, block - done % block)
+        began = time.perf_counter()
+        state, metrics = simulate(state, population, key, rounds)
+        metrics = jax.tree.map(np.asarray, metrics)
+        if done:
+            call = max(1, int(CALL_SECONDS * rounds / (time.perf_counter() - began)))
+        elapsed, rows = time.perf_counter() - start, []
+        for i in range(rounds):
+            of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
+            per_client = config.output.per_client
+            rows.append(row_of(of_round, done + i + 1, per_client=per_client, elapsed_seconds=elapsed))
+            if metric := first_not_finite(of_round):
+                yield rows, Divergence(done + i + 1, metric)
+                return
+        done += rounds
+        divergence = None
+        if done % block == 0 or done == training.rounds:
+            params = jax.device_put(state.params, devices[0])
+            values = jax.tree.map(float, evaluate(params, test))
+            rows[-1] = with_test(rows[-1], values)
+            if not np.isfinite(values["loss"]):
+                divergence = Divergence(done, "test_loss")
+        yield rows, divergence
+        if divergence:
+            return
+
+
+def _devices(config: Config) -> list[Any]:
+    available, asked = jax.local_devices(), config.execution.devices
+    if asked != "auto" and asked > len(available):
+        raise InputError(
+            f"execution.devices: {asked} is more than the {len(available)} there {'is' if len(available) == 1 else 'are'}; "
+            'give fewer, or "auto"'
+        )
+    count = len(available) if asked == "auto" else asked
+    return available[: min(count, config.training.clients_per_round)]
+
+
+def make_folder(config: Config) -> Path:
+    """Makes the run folder, named after the time unless `output.name` is set, and returns it.
+
+    Raises:
+      InputError: it exists and is not empty, or cannot be made.
+    """
+    output: Output = config.output
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algorithm.name}_{config.data.name}"
+    folder = Path(output.folder) / (output.name or stamp)
+    try:
+        if output.name:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise InputError(f"output.name: {str(folder)!r} is not empty; give another output.name, or remove it")
+            return folder
+        for number in range(1, 1000):
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                folder = folder.with_name(f"{stamp}_{number + 1}")
+    except OSError as error:
+        raise InputError(f"output.folder: {str(folder)!r} cannot be made ({error.strerror}); give another") from None
+    raise InputError(f"output.folder: {output.folder!r} holds a thousand runs of this second; give output.name")
+
+
+def _environment(devices: list[Any], config: Config) -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "fedjax_sim": fedjax_sim.__version__,
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "seed": config.training.seed,
+        "data_seed": config.data.seed,
+    }
+
+
+def _header(environment: dict[str, Any]) -> str:
+    return "".join(f"# {name} {value}\n" for name, value in environment.items()) + "\n"
+
+
+def _summary(
+    status: str,
+    folder: Path,
+    rows: list[Row],
+    seconds: float,
+    divergence: Divergence | None,
+    environment: dict[str, Any],
+) -> Summary:
+    evaluated = [row for row in rows if row["test_accuracy"] is not None]
+    last = evaluated[-1] if evaluated else {"test_accuracy": None, "test_loss": None}
+    best = max(evaluated, key=lambda row: row["test_accuracy"], default=None)
+    first = rows[0]["elapsed_seconds"] if rows else None
+    return Summary(
+        status=status,
+        folder=str(folder),
+        rounds=len(rows),
+        test_accuracy=last["test_accuracy"],
+        test_loss=last["test_loss"],
+        best_test_accuracy=best and best["test_accuracy"],
+        best_round=best and best["round"],
+        seconds=round(seconds, 3),
+        start_seconds=first,
+        rounds_per_second=round((len(rows) - 1) / (seconds - first), 3) if first and len(rows) > 1 else None,
+        uplink_bits=sum(row["uplink_bits"] for row in rows),
+        downlink_bits=sum(row["downlink_bits"] for row in rows),
+        divergence=divergence,
+        environment=environment,
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that the file is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,39 @@
+"""Clipping a message to a norm."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import _validate
+from fedjax_sim.core.message import Transform
+from fedjax_sim.core.types import Array, PyTree
+
+
+def norm(tree: PyTree, order: int) -> Array:
+    """L1 or L2 norm over all leaves of `tree` together, f32[]."""
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    if order == 1:
+        return jnp.stack([jnp.abs(x).sum() for x in leaves]).sum()
+    return jnp.sqrt(jnp.stack([jnp.square(x).sum() for x in leaves]).sum())
+
+
+def clip(clip_norm: Any, order: int = 2) -> Transform:
+    """Scales the message down to an L1 (`order=1`) or L2 norm of at most `clip_norm`, over all its leaves together.
+
+    A message that is not finite has no norm to bound, so it is replaced by zeros: whatever a client sends, the result's
+    norm is at most `clip_norm`.
+
+    Raises:
+      InputError: `clip_norm` is not over 0, or `order` is neither 1 nor 2.
+    """
+    _validate.number("clip_norm", clip_norm, above=0)
+    _validate.one_of("order", order, (1, 2))
+
+    def update(message: PyTree, memory: PyTree, key: Array) -> tuple[PyTree, PyTree]:
+        size = norm(message, order)
+        scale = jnp.where(size > clip_norm, clip_norm / jnp.where(size > 0, size, 1), 1.0)
+        finite = jnp.isfinite(size)
+        return jax.tree.map(lambda x: jnp.where(finite, x * scale.astype(x.dtype), 0), message), memory
+
+    return Transform(lambda message: (), update, lambda message: None)

@@ -1,0 +1,149 @@
+"""Classifiers by name."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from fedjax_sim import _validate
+from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.models.layers import Conv, Dense, fastest_convolution, max_pool
+
+
+class Model(NamedTuple):
+    """Initial parameters and the functions that a federation needs of them.
+
+    A batch is `{"inputs": [B, ...], "labels": int32[B]}`; uint8 inputs are divided by 255.
+    """
+
+    params: PyTree
+    logits_fn: Callable[[PyTree, Array], Array]  # (params, inputs [B, ...]) -> f32[B, classes]
+    loss_fn: Callable[[PyTree, PyTree, Array], Array]  # (params, batch, key) -> f32[B], cross-entropy in nats
+    metric_fn: Callable[[PyTree, PyTree], dict[str, Array]]  # (params, batch) -> {"accuracy", "loss"}, each f32[B]
+
+
+class MLP(nnx.Module):
+    """Dense layers with ReLU between them; without hidden layers, logistic regression."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
+        widths = (inputs, *hidden, classes)
+        self.depth = len(widths) - 1
+        for i in range(self.depth):
+            zero = not hidden  # logistic regression is convex: it starts at zero, whatever the seed
+            init = nnx.initializers.zeros if zero else nnx.initializers.he_normal()
+            setattr(self, f"layer{i}", Dense(widths[i], widths[i + 1], rngs=rngs, init=init))
+
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for i in range(self.depth):
+            x = getattr(self, f"layer{i}")(x)
+            x = nnx.relu(x) if i < self.depth - 1 else x
+        return x
+
+
+class CNN(nnx.Module):
+    """Two convolutions of `size`, each with ReLU and 2 x 2 max-pooling, one hidden layer, and the output."""
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        channels: tuple[int, int],
+        hidden: int,
+        classes: int,
+        *,
+        size: int,
+        form: str,
+        rngs: nnx.Rngs,
+    ):
+        height, width, depth = input_shape
+        self.layer0 = Conv(depth, channels[0], size, form=form, rngs=rngs)
+        self.layer1 = Conv(channels[0], channels[1], size, form=form, rngs=rngs)
+        self.layer2 = Dense((height // 4) * (width // 4) * channels[1], hidden, rngs=rngs)
+        self.layer3 = Dense(hidden, classes, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = max_pool(nnx.relu(self.layer0(x)))
+        x = max_pool(nnx.relu(self.layer1(x)))
+        return self.layer3(nnx.relu(self.layer2(x.reshape(x.shape[0], -1))))
+
+
+MODELS = {
+    "logistic": "multinomial logistic regression",
+    "mlp": "dense layers of the given hidden widths, ReLU between them (200, 200 is McMahan et al.'s 2NN)",
+    "cnn": "McMahan et al. 2017: convolutions 5 x 5 of 32 and 64, hidden layer of 512; 1,663,370 parameters on MNIST",
+    "cnn_small": "convolutions 3 x 3 of 16 and 32, hidden layer of 64",
+}
+
+
+def _module(
+    name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], form: str, seed: int
+) -> nnx.Module:
+    rngs = nnx.Rngs(params=seed)
+    if name in ("logistic", "mlp"):
+        return MLP(int(np.prod(shape)), hidden if name == "mlp" else (), classes, rngs=rngs)
+    if len(shape) != 3 or min(shape[:2]) < 4:
+        raise _validate.InputError(
+            f"model {name}: inputs of shape {list(shape)} are no images of at least 4 x 4; use logistic or mlp"
+        )
+    image = (shape[0], shape[1], shape[2])
+    if name == "cnn":
+        return CNN(image, (32, 64), 512, classes, size=5, form=form, rngs=rngs)
+    return CNN(image, (16, 32), 64, classes, size=3, form=form, rngs=rngs)
+
+
+def build_model(
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    hidden: tuple[int, ...] = (200, 200),
+    seed: int = 0,
+    convolution: str | None = None,
+) -> Model:
+    """A classifier by name, one of `MODELS`.
+
+    Args:
+      name: which.
+      input_shape: of one example, [features] or [height, width, channels].
+      classes: number of classes, at least 2.
+      hidden: widths of the hidden layers, for "mlp".
+      seed: of the initial parameters.
+      convolution: "patches" or "native"; by default what is fastest on the backend at hand.
+
+    Raises:
+      InputError: an unknown name, a size out of range, or inputs that the model does not fit.
+    """
+    _validate.one_of("model", name, MODELS)
+    _validate.whole("classes", classes, least=2)
+    _validate.whole("seed", seed, least=0)
+    for width in hidden:
+        _validate.whole("hidden", width)
+    form = convolution or (fastest_convolution() if name.startswith("cnn") else "native")
+    graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), form, seed))
+    return from_logits(nnx.to_pure_dict(state), lambda params, x: _call(graph, params, x))
+
+
+def _call(graph: Any, params: PyTree, inputs: Array) -> Array:
+    scaled = inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs.astype(jnp.float32)
+    return nnx.merge(graph, nnx.State(params))(scaled)
+
+
+def from_logits(params: PyTree, logits_fn: Callable[[PyTree, Array], Array]) -> Model:
+    """The cross-entropy loss, and accuracy and loss as metrics, around any function that returns logits."""
+
+    def cross_entropy(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+        logits = logits_fn(params, batch["inputs"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]), logits
+
+    def metrics(params: PyTree, batch: PyTree) -> dict[str, Array]:
+        loss, logits = cross_entropy(params, batch)
+        return {"accuracy": (logits.argmax(-1) == batch["labels"]).astype(jnp.float32), "loss": loss}
+
+    def loss_fn(params: PyTree, batch: PyTree, key: jax.Array) -> Array:
+        return cross_entropy(params, batch)[0]
+
+    return Model(params, logits_fn, loss_fn, metrics)

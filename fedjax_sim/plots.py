@@ -1,0 +1,106 @@
+"""Figures of a history. They read recorded rows and never a live object; nothing global in matplotlib is touched."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.experiment.history import Row, column
+
+BLUE, ORANGE, GREEN, GREY = "#0b6fa4", "#d95f02", "#1b8a5a", "#5f6368"
+
+
+def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
+    """Accuracy, losses, and how far and how unanimously clients move the model, by round, as a PNG of 1500 x 1050
+    pixels.
+
+    Args:
+      rows: the history; quantities that were never measured are left out.
+      path: the file to write.
+      title: what the run was.
+
+    Returns:
+      `path`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharex=True)
+    if title:
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+
+    accuracy = _panel(axes[0, 0], "Test accuracy", "share classified rightly")
+    rounds, shares = column(rows, "test_accuracy")
+    accuracy.plot(rounds, shares, color=BLUE, marker="o", markersize=3)
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    accuracy.set_ylim(0, 1.02)
+    if shares:
+        best = max(range(len(shares)), key=shares.__getitem__)
+        accuracy.axhline(shares[best], color=GREY, linewidth=0.8, linestyle=":")
+        text = f"best {shares[best]:.1%}, round {rounds[best]}"
+        accuracy.annotate(text, (0.98, 0.06), xycoords="axes fraction", ha="right", color=GREY, fontsize=9)
+    else:
+        accuracy.annotate("not evaluated yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
+
+    loss = _panel(axes[0, 1], "Loss", "cross-entropy, nats per example")
+    _line(loss, rows, "loss_before", "clients, first local step (global model)", ORANGE)
+    _line(loss, rows, "loss_after", "clients, last local step (own model)", GREEN, alpha=0.5)
+    _line(loss, rows, "test_loss", "test set (global model)", BLUE, marker="o", markersize=3)
+    _legend(loss)
+    _log_if_wide(loss, rows, ("loss_before", "loss_after", "test_loss"))
+
+    norms = _panel(axes[1, 0], "Size of the updates", "L2 norm")
+    _line(norms, rows, "update_norm", "mean over clients", ORANGE)
+    _line(norms, rows, "aggregate_norm", "aggregate", BLUE)
+    norms.set_ylim(bottom=0)
+    _legend(norms)
+
+    diversity = _panel(axes[1, 1], "Gradient diversity", "mean squared norm / squared mean's norm")
+    _line(diversity, rows, "gradient_diversity", None, GREEN)
+    clients = rows[-1]["clients"] if rows else 1
+    _level(diversity, 1, "1: all clients agree")
+    if clients > 1:
+        _level(diversity, clients, f"{clients}: unrelated updates of {clients} equal clients")
+    _log_if_wide(diversity, rows, ("gradient_diversity",))
+
+    for axis in axes.flat:
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel("round")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(path, format="png")
+    return Path(path)
+
+
+def _panel(axis: Any, title: str, label: str) -> Any:
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axis.set_ylabel(label, fontsize=9)
+    axis.grid(color="#e3e5e8", linewidth=0.7)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=9)
+    return axis
+
+
+def _line(axis: Any, rows: Sequence[Row], name: str, label: str | None, color: str, **style: Any) -> None:
+    rounds, values = column(rows, name)
+    if values:
+        style = {"marker": "o", "markersize": 3} if len(values) == 1 else style
+        axis.plot(rounds, values, color=color, label=label, linewidth=1.4, **style)
+
+
+def _level(axis: Any, value: float, meaning: str) -> None:
+    axis.axhline(value, color=GREY, linewidth=1, linestyle=":", zorder=3)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points", "va": "bottom"}
+    axis.annotate(meaning, (0.01, value), color=GREY, fontsize=8, bbox=box, zorder=4, **place)
+
+
+def _legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, frameon=False)
+
+
+def _log_if_wide(axis: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
+    values = [value for name in names for value in column(rows, name)[1]]
+    if values and min(values) > 0 and max(values) > 30 * min(values):
+        axis.set_yscale("log")
