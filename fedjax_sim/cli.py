@@ -1,5 +1,6 @@
 """The command line. Heavy imports happen inside the commands, so that help and errors are quick."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,6 @@ app = typer.Typer(
     name="fedjax-sim",
     help="Simulates federated learning, fast.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
@@ -26,9 +26,16 @@ Overrides = Annotated[
 ]
 
 
-@app.callback()
-def _root() -> None:
+USAGE_ERRORS = (
+    typer.BadParameter.__bases__
+)  # click's UsageError, or that of the copy which newer versions of typer bring
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
     """Simulates federated learning, fast."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -41,8 +48,9 @@ def run(config: ConfigPath = None, overrides: Overrides = None) -> None:
     from fedjax_sim.experiment.config import load_config
 
     settings = load_config(config, overrides or [])
-    asked = settings.execution.devices
-    use_cpu_devices(None if asked == "auto" else asked)  # before anything below starts JAX
+    asked, cores = settings.execution.devices, use_cpu_devices()  # before anything below starts JAX
+    if asked != "auto" and asked < cores:
+        use_cpu_devices(asked)
 
     from rich.console import Console
 
@@ -59,6 +67,8 @@ def run(config: ConfigPath = None, overrides: Overrides = None) -> None:
     )
     for line in closing(summary, settings.training.rounds):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if summary.status == "interrupted":
+        _leave(STATUS[summary.status])
     raise typer.Exit(STATUS[summary.status])
 
 
@@ -79,7 +89,7 @@ def main() -> None:
     warnings.showwarning = _one_line
     try:
         sys.exit(app(standalone_mode=False))
-    except typer.TyperException as error:  # how the command was written
+    except USAGE_ERRORS as error:  # how the command was written
         _fail(error.format_message() if hasattr(error, "format_message") else error)
     except ValueError as error:
         from fedjax_sim._validate import InputError
@@ -89,7 +99,14 @@ def main() -> None:
         _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(status: int) -> None:
+    """Exits at once: JAX crashes in its tear-down when a compilation was interrupted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _fail(message: Any) -> None:

@@ -59,7 +59,7 @@ class FederatedData(NamedTuple):
         if total >= 2**31:
             raise InputError(f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}")
         examples = {field: _narrowed(field, array) for field, array in self.examples.items()}
-        return place(Population(examples, self.offsets.astype(np.int32)))
+        return Population(*place((examples, self.offsets.astype(np.int32))))
 
 
 def _narrowed(field: str, array: np.ndarray) -> np.ndarray:

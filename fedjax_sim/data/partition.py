@@ -98,8 +98,8 @@ def _feasible(total: int, clients: int, min_examples: int) -> None:
     _validate.whole("min_examples", min_examples, least=0)
     if clients * max(min_examples, 1) > total:
         raise InputError(
-            f"clients: {clients} with {max(min_examples, 1)} examples or more each need {clients * max(min_examples, 1)}, "
-            f"but there are {total}; lower clients or min_examples"
+            f"clients: {clients} with at least {max(min_examples, 1)} of {total} examples each are too many; "
+            "lower clients or min_examples"
         )
 
 

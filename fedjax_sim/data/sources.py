@@ -76,26 +76,24 @@ def _split(
 
     rows = np.arange(len(labels))
     try:
-        train, test = train_test_split(rows, test_size=test_fraction, random_state=seed, stratify=labels)
+        parts = train_test_split(rows, test_size=test_fraction, random_state=seed, stratify=labels)
     except ValueError:
         raise InputError(
-            f"data.test_fraction: {test_fraction!r} of {len(labels)} examples leaves a side with fewer than one example for "
+            f"data.test_fraction: {test_fraction!r} of {len(labels)} examples leaves a side without an example of "
             f"each of {classes} classes; give a fraction such as 0.2"
         ) from None
 
-    def part(chosen: np.ndarray) -> Examples:
-        return {"inputs": inputs[chosen], "labels": labels[chosen].astype(np.int32)}
-
-    return Dataset(part(train), part(test), classes, inputs.shape[1:], source)
+    train, test = ({"inputs": inputs[chosen], "labels": labels[chosen].astype(np.int32)} for chosen in parts)
+    return Dataset(train, test, classes, inputs.shape[1:], source)
 
 
 def mnist(*, folder: str = "", test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """MNIST (LeCun et al. 1998), 60,000 training and 10,000 test images of 28x28 pixels, from `folder` or $FEDJAX_SIM_DATA."""
+    """MNIST (LeCun et al. 1998), 60,000 + 10,000 images of 28x28 pixels, from `folder` or $FEDJAX_SIM_DATA/mnist."""
     return idx_folder(folder=folder or _default_folder("mnist"))
 
 
 def fashion_mnist(*, folder: str = "", test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Fashion-MNIST (Xiao et al. 2017), in MNIST's sizes and files, from `folder` or $FEDJAX_SIM_DATA."""
+    """Fashion-MNIST (Xiao et al. 2017), in MNIST's sizes and files, from `folder` or $FEDJAX_SIM_DATA/fashion_mnist."""
     return idx_folder(folder=folder or _default_folder("fashion_mnist"))
 
 

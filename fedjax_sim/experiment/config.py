@@ -27,76 +27,84 @@ class Section(BaseModel):
 class Data(Section):
     """Which examples, and who holds them."""
 
-    name: str = Field("digits", description="data set")
-    folder: str = Field("", description="folder with the files, for data sets that are not bundled")
-    clients: int = Field(20, ge=1, le=1_000_000_000, description="clients in the population")
-    partition: str = Field("dirichlet", description="how training examples are dealt to clients")
-    alpha: float = Field(0.3, gt=0, description="Dirichlet concentration; smaller is more label skew")
-    min_examples: int = Field(10, ge=0, description="examples that every client gets at least")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of bundled data held out as the global test set")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the split and the partition")
+    name: str = Field(default="digits", description="data set")
+    folder: str = Field(default="", description="folder with the files, for data sets that are not bundled")
+    clients: int = Field(default=20, ge=1, le=1_000_000_000, description="clients in the population")
+    partition: str = Field(default="dirichlet", description="how training examples are dealt to clients")
+    alpha: float = Field(default=0.3, gt=0, description="Dirichlet concentration; smaller is more label skew")
+    min_examples: int = Field(default=10, ge=0, description="examples that every client gets at least")
+    test_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="share of bundled data held out as the global test set"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the split and the partition")
 
 
 class Model(Section):
     """What is trained."""
 
-    name: str = Field("cnn_small", description="model")
+    name: str = Field(default="cnn_small", description="model")
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
-        (200, 200), strict=False, max_length=64, description="widths of the hidden layers of the MLP"
+        default=(200, 200), strict=False, max_length=64, description="widths of the hidden layers of the MLP"
     )
 
 
 class Algorithm(Section):
     """How it is trained. Options left out take the algorithm's own defaults."""
 
-    name: str = Field("fedavg", description="federated algorithm")
-    learning_rate: float = Field(0.1, gt=0, description="step size of the client optimizer (SGD)")
-    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the client optimizer, started afresh each round")
-    server_learning_rate: float = Field(1.0, gt=0, description="step size of the server optimizer (SGD)")
-    weighting: str | None = Field(None, description="weights of the mean over clients: examples or uniform")
+    name: str = Field(default="fedavg", description="federated algorithm")
+    learning_rate: float = Field(default=0.1, gt=0, description="step size of the client optimizer (SGD)")
+    momentum: float = Field(
+        default=0.0, ge=0, lt=1, description="momentum of the client optimizer, started afresh each round"
+    )
+    server_learning_rate: float = Field(default=1.0, gt=0, description="step size of the server optimizer (SGD)")
+    weighting: str | None = Field(default=None, description="weights of the mean over clients: examples or uniform")
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="share of each update's entries that is sent (top-k)"
+        default=None, description="share of each update's entries that is sent (top-k)"
     )
 
 
 class Training(Section):
     """How much work is done."""
 
-    rounds: int = Field(100, ge=1, le=1_000_000_000, description="rounds")
-    clients_per_round: int = Field(10, ge=1, description="clients in the cohort of a round")
-    batch_size: int = Field(16, ge=1, le=65_536, description="examples in a local step")
-    local_epochs: int = Field(2, ge=1, le=10_000, description="passes over a client's examples in a round")
+    rounds: int = Field(default=100, ge=1, le=1_000_000_000, description="rounds")
+    clients_per_round: int = Field(default=10, ge=1, description="clients in the cohort of a round")
+    batch_size: int = Field(default=16, ge=1, le=65_536, description="examples in a local step")
+    local_epochs: int = Field(default=2, ge=1, le=10_000, description="passes over a client's examples in a round")
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="local steps of every client, instead of epochs"
+        default=None, description="local steps of every client, instead of epochs"
     )
-    evaluate_every: int = Field(5, ge=1, le=100_000, description="rounds between evaluations on the test set")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the initial model, cohorts, batch order and noise")
+    evaluate_every: int = Field(default=5, ge=1, le=100_000, description="rounds between evaluations on the test set")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="seed of the initial model, cohorts, batch order and noise"
+    )
 
 
 class Privacy(Section):
     """Noise on every client's message."""
 
     mechanism: Literal["none", "laplace", "laplace_bare"] = Field(
-        "none",
-        description="noise; laplace clips and calibrates it to epsilon, laplace_bare has scale 1/epsilon and no guarantee",
+        default="none",
+        description="noise; laplace clips and calibrates to epsilon, laplace_bare has scale 1/epsilon and no guarantee",
     )
-    epsilon: Positive | None = Field(None, description="privacy loss of one message")
-    clip_norm: Positive | None = Field(None, description="L1 norm a message is clipped to")
+    epsilon: Positive | None = Field(default=None, description="privacy loss of one message")
+    clip_norm: Positive | None = Field(default=None, description="L1 norm a message is clipped to")
 
 
 class Execution(Section):
     """Where and how wide; results do not depend on it beyond the order of sums."""
 
-    lanes: Count | Literal["auto"] = Field("auto", description="clients trained at once on a device")
-    devices: Count | Literal["auto"] = Field("auto", description="devices; auto means all, on a CPU one per core")
+    lanes: Count | Literal["auto"] = Field(default="auto", description="clients trained at once on a device")
+    devices: Count | Literal["auto"] = Field(
+        default="auto", description="devices; auto means all, on a CPU one per core"
+    )
 
 
 class Output(Section):
     """What is written, and where."""
 
-    folder: str = Field("runs", min_length=1, description="folder for run folders")
-    name: str = Field("", description="name of the run folder; empty means date, time, algorithm and data")
-    per_client: bool = Field(True, description="also write every client's values into history.jsonl")
+    folder: str = Field(default="runs", min_length=1, description="folder for run folders")
+    name: str = Field(default="", description="name of the run folder; empty means date, time, algorithm and data")
+    per_client: bool = Field(default=True, description="also write every client's values into history.jsonl")
 
 
 class Config(Section):
@@ -115,8 +123,8 @@ class Config(Section):
         data, training, privacy = self.data, self.training, self.privacy
         if training.clients_per_round > data.clients:
             raise InputError(
-                f"training.clients_per_round: {training.clients_per_round} is more than the {data.clients} of data.clients; "
-                "lower the one or raise the other"
+                f"training.clients_per_round: {training.clients_per_round} is more than the {data.clients} of "
+                "data.clients; lower the one or raise the other"
             )
         needed = {"none": (), "laplace": ("epsilon", "clip_norm"), "laplace_bare": ("epsilon",)}[privacy.mechanism]
         for option in ("epsilon", "clip_norm"):
@@ -127,12 +135,13 @@ class Config(Section):
                 )
             if value is not None and option not in needed:
                 raise InputError(
-                    f"privacy.{option}: {value} has no effect with mechanism {privacy.mechanism!r}; leave it out, or set "
-                    "privacy.mechanism"
+                    f"privacy.{option}: {value} has no effect with mechanism {privacy.mechanism!r}; leave it out, "
+                    "or set privacy.mechanism"
                 )
         if self.output.name in (".", "..") or any(c in self.output.name for c in "/\\\0"):
             raise InputError(
-                f"output.name: {self.output.name!r} is no plain name; give one without slashes, and its place in output.folder"
+                f"output.name: {self.output.name!r} is no plain name; give one without slashes, "
+                "and its place in output.folder"
             )
         return self
 

@@ -22,7 +22,8 @@ def settings(config: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def _keys(config: type[BaseModel], section: str) -> dict[str, FieldInfo]:
     holder = config.model_fields[section].annotation
-    assert isinstance(holder, type) and issubclass(holder, BaseModel)
+    assert isinstance(holder, type)
+    assert issubclass(holder, BaseModel)
     return holder.model_fields
 
 
@@ -36,7 +37,8 @@ def explain(error: ValidationError, config: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         return f"{path}: unknown {'key' if len(location) > 1 else 'section'}; {_meant(path, config)}"
     if len(location) < 2:
-        return f"{path or 'configuration'}: {_shown(given)} is not a table; write [{path or 'section'}] and its keys below it"
+        where, table = path or "configuration", path or "section"
+        return f"{where}: {_shown(given)} is not a table; write [{table}] and its keys below it"
     return f"{path}: {_shown(given)} is not allowed; give {allowed(settings(config)[path])}"
 
 

@@ -109,3 +109,9 @@ def column(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
     """Rounds and values of one quantity, where it was measured."""
     measured = [(row["round"], row[name]) for row in rows if row.get(name) is not None]
     return [r for r, _ in measured], [value for _, value in measured]
+
+
+def speed(rows: Sequence[Row]) -> float | None:
+    """Rounds per second after the first round, which includes compilation; evaluation is included."""
+    seconds = rows[-1]["elapsed_seconds"] - rows[0]["elapsed_seconds"] if rows else 0
+    return (len(rows) - 1) / seconds if seconds > 0 else None

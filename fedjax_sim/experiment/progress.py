@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedjax_sim.experiment.build import Experiment
-from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.history import Row, speed
 from fedjax_sim.experiment.run import Reporter, Summary
 
 LINES, LEAST_SECONDS = 10, 2.0  # about how many plain lines a run prints, and how far apart they are at least
@@ -49,7 +49,7 @@ def terminal(console: Console, rounds: int) -> Reporter:
 def plain(console: Console, rounds: int) -> Reporter:
     """A line after the first round and the last, and about ten between them."""
     seen: list[Row] = []
-    printed: list[float] = []
+    printed = [-LEAST_SECONDS]
 
     def built(experiment: Experiment, folder: Path) -> None:
         _print(console, describe(experiment))
@@ -117,15 +117,10 @@ def _accuracy(rows: list[Row]) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _speed(rows: list[Row]) -> float | None:
-    seconds = rows[-1]["elapsed_seconds"] - rows[0]["elapsed_seconds"]
-    return (len(rows) - 1) / seconds if seconds > 0 else None
-
-
 def _rate(rows: list[Row]) -> str:
-    speed = _speed(rows)
-    return f"{speed:.3g} rounds/s" if speed else f"started in {rows[0]['elapsed_seconds']:.1f} s"
+    rate = speed(rows)
+    return f"{rate:.3g} rounds/s" if rate else f"started in {rows[0]['elapsed_seconds']:.1f} s"
 
 
 def _left(rows: list[Row], rounds: int) -> float:
-    return (rounds - len(rows)) / (_speed(rows) or float("inf"))
+    return (rounds - len(rows)) / (speed(rows) or float("inf"))

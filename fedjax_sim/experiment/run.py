@@ -1,4 +1,4 @@
-"""Runs an experiment into a folder of its own: config.toml, history.jsonl, summary.json and, where asked for, a figure."""
+"""Runs an experiment into a folder of its own: config.toml, history.jsonl, summary.json and maybe a figure."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from fedjax_sim.core.round import init, make_round
 from fedjax_sim.core.simulate import make_evaluation, make_simulation
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, Output, to_toml
-from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, with_test
+from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
 
 CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
 
@@ -52,7 +52,7 @@ class Summary(NamedTuple):
     best_round: int | None
     seconds: float  # of everything after the data were loaded
     start_seconds: float | None  # until the first round was done: mostly compilation
-    rounds_per_second: float | None  # after the first round, evaluation included
+    rounds_per_second: float | None  # after the first round
     uplink_bits: int  # of all clients and rounds
     downlink_bits: int
     divergence: Divergence | None
@@ -87,7 +87,8 @@ def run(
     with open(folder / "history.jsonl", "x", encoding="utf-8") as file:
         try:
             reporter.built(experiment, folder)
-            for new, divergence in _rounds(experiment, devices, start):
+            for new, found in _rounds(experiment, devices, start):
+                divergence = found
                 rows += new
                 append(file, new)
                 reporter.advanced(new)
@@ -155,10 +156,7 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
 def _devices(config: Config) -> list[Any]:
     available, asked = jax.local_devices(), config.execution.devices
     if asked != "auto" and asked > len(available):
-        raise InputError(
-            f"execution.devices: {asked} is more than the {len(available)} there {'is' if len(available) == 1 else 'are'}; "
-            'give fewer, or "auto"'
-        )
+        raise InputError(f'execution.devices: {asked}, but there are {len(available)}; give fewer, or "auto"')
     count = len(available) if asked == "auto" else asked
     return available[: min(count, config.training.clients_per_round)]
 
@@ -219,18 +217,17 @@ def _summary(
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
     last = evaluated[-1] if evaluated else {"test_accuracy": None, "test_loss": None}
     best = max(evaluated, key=lambda row: row["test_accuracy"], default=None)
-    first = rows[0]["elapsed_seconds"] if rows else None
     return Summary(
         status=status,
         folder=str(folder),
         rounds=len(rows),
         test_accuracy=last["test_accuracy"],
         test_loss=last["test_loss"],
-        best_test_accuracy=best and best["test_accuracy"],
-        best_round=best and best["round"],
+        best_test_accuracy=best["test_accuracy"] if best else None,
+        best_round=best["round"] if best else None,
         seconds=round(seconds, 3),
-        start_seconds=first,
-        rounds_per_second=round((len(rows) - 1) / (seconds - first), 3) if first and len(rows) > 1 else None,
+        start_seconds=rows[0]["elapsed_seconds"] if rows else None,
+        rounds_per_second=(rate := speed(rows)) and round(rate, 3),
         uplink_bits=sum(row["uplink_bits"] for row in rows),
         downlink_bits=sum(row["downlink_bits"] for row in rows),
         divergence=divergence,

@@ -1,0 +1,62 @@
+"""A small ragged federation that most tests train on, with two CPU devices."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_sim as fs
+
+fs.use_cpu_devices(2)  # before JAX starts
+
+SIZES = (9, 1, 4, 16, 7, 2)
+FEATURES, CLASSES, BATCH, RATE = 5, 3, 4, 0.3
+
+
+class Federation(NamedTuple):
+    """A population on the device, its NumPy arrays, and a logistic-regression model."""
+
+    population: fs.Population
+    inputs: np.ndarray
+    labels: np.ndarray
+    offsets: np.ndarray
+    params: dict[str, jax.Array]
+
+
+def loss_fn(params, batch, key):
+    logits = batch["inputs"] @ params["kernel"] + params["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+
+
+def make_federation(sizes=SIZES, seed=0) -> Federation:
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    inputs = rng.standard_normal((offsets[-1], FEATURES)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, offsets[-1]).astype(np.int32)
+    params = {"kernel": jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), jnp.float32), "bias": jnp.zeros(CLASSES)}
+    examples = {"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}
+    return Federation(fs.Population(examples, jnp.asarray(offsets)), inputs, labels, offsets, params)
+
+
+def make_algorithm(name: str, **options) -> fs.Algorithm:
+    return fs.ALGORITHMS[name](loss_fn, client_tx=optax.sgd(RATE), **options)
+
+
+def assert_close(a, b, atol=1e-6, rtol=1e-5):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol, rtol=rtol)
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="session")
+def federation() -> Federation:
+    return make_federation()
