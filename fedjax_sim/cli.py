@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[
-    Path | None, typer.Argument(help="TOML file; without it, the default experiment.", metavar="[CONFIG]")
+    Path | None, typer.Argument(help="TOML file; without it, the default experiment.", metavar="CONFIG")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -25,10 +25,8 @@ Overrides = Annotated[
     ),
 ]
 
-
-USAGE_ERRORS = (
-    typer.BadParameter.__bases__
-)  # click's UsageError, or that of the copy which newer versions of typer bring
+# click's UsageError, or that of the copy of click which newer versions of typer bring along
+USAGE_ERRORS = cast(tuple[type[Exception], ...], typer.BadParameter.__bases__)
 
 
 @app.callback(invoke_without_command=True)
@@ -90,7 +88,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except USAGE_ERRORS as error:  # how the command was written
-        _fail(error.format_message() if hasattr(error, "format_message") else error)
+        _fail(getattr(error, "format_message", error.__str__)())
     except ValueError as error:
         from fedjax_sim._validate import InputError
 

@@ -136,8 +136,8 @@ def idx_folder(*, folder: str, test_fraction: float = 0.2, seed: int = 0) -> Dat
 
 
 def _idx_pair(folder: Path, prefix: str) -> Examples:
-    image_file, label_file = (_idx_path(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-    images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1)
+    images = read_idx(image_file := _idx_path(folder, f"{prefix}-images-idx3-ubyte"), dimensions=3)
+    labels = read_idx(label_file := _idx_path(folder, f"{prefix}-labels-idx1-ubyte"), dimensions=1)
     if len(images) != len(labels):
         raise InputError(
             f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file.name}; "

@@ -1,1 +1,1 @@
-"""Whole experiments: config -> build -> run -> history. Nothing is imported here, so that a configuration loads fast."""
+"""Whole experiments: config -> build -> run -> history. Nothing is imported here: configurations load fast."""

@@ -32,7 +32,7 @@ class Data(Section):
     clients: int = Field(default=20, ge=1, le=1_000_000_000, description="clients in the population")
     partition: str = Field(default="dirichlet", description="how training examples are dealt to clients")
     alpha: float = Field(default=0.3, gt=0, description="Dirichlet concentration; smaller is more label skew")
-    min_examples: int = Field(default=10, ge=0, description="examples that every client gets at least")
+    min_examples: int = Field(default=2, ge=0, description="examples that every client gets at least")
     test_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="share of bundled data held out as the global test set"
     )

@@ -75,8 +75,9 @@ def run(
     Raises:
       InputError: a setting that does not fit, data that cannot be read, or a run folder that is in use.
     """
-    experiment = build(config)
+    _refuse_used(config.output)  # before the work of building, too
     devices = _devices(config)
+    experiment = build(config)
     folder = make_folder(experiment.config)
     reporter = reporter or Reporter(lambda experiment, folder: None, lambda rows: None, lambda: None)
     environment = _environment(devices, config)
@@ -173,8 +174,7 @@ def make_folder(config: Config) -> Path:
     try:
         if output.name:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise InputError(f"output.name: {str(folder)!r} is not empty; give another output.name, or remove it")
+            _refuse_used(output)
             return folder
         for number in range(1, 1000):
             try:
@@ -185,6 +185,12 @@ def make_folder(config: Config) -> Path:
     except OSError as error:
         raise InputError(f"output.folder: {str(folder)!r} cannot be made ({error.strerror}); give another") from None
     raise InputError(f"output.folder: {output.folder!r} holds a thousand runs of this second; give output.name")
+
+
+def _refuse_used(output: Output) -> None:
+    folder = Path(output.folder) / output.name
+    if output.name and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"output.name: {str(folder)!r} is not empty; give another output.name, or remove it")
 
 
 def _environment(devices: list[Any], config: Config) -> dict[str, Any]:
