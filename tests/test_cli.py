@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tomllib
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_sim import InputError
 from fedjax_sim.experiment.config import Config, load_config, parse_config
 from fedjax_sim.experiment.history import read_history
+from fedjax_sim.plots import curves
 
 QUICK = ("--set", "model.name=logistic", "--set", "training.evaluate_every=2")
 
@@ -189,3 +192,21 @@ def test_the_printed_configuration_is_the_default(tmp_path: Path) -> None:
     assert parse_config(tomllib.loads(out)) == Config() == load_config()
     status, out, _ = command(tmp_path, "config", "--set", "training.rounds=7")
     assert parse_config(tomllib.loads(out)).training.rounds == 7
+
+
+def test_a_history_cut_off_in_the_writing_is_read_up_to_there(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"round": 1, "loss_before": null}\n{"round": 2, "loss_')
+    assert read_history(path) == [{"round": 1, "loss_before": None}]
+    path.write_text('{"round": 1}\nnonsense\n{"round": 3}\n')
+    with pytest.raises(InputError, match=r"history.jsonl: line 2 is no round's record"):
+        read_history(path)
+    with pytest.raises(InputError, match=r"none.jsonl: it cannot be read"):
+        read_history(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("rows", [[], [{"round": 1, "clients": 1, "loss_before": None, "test_accuracy": 0.5}]])
+def test_a_figure_of_next_to_nothing(tmp_path: Path, rows: list) -> None:
+    path = curves(rows, tmp_path / "curves.png", title="a run")
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">II", path.read_bytes()[16:24]) == (1500, 1050)

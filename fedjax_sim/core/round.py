@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_sim import _validate
 from fedjax_sim.core import execute
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import LocalData, Message
 from fedjax_sim.core.message import dense_bits
-from fedjax_sim.core.types import Array, Cohort, Population, PyTree, RoundMetrics, RoundState, trained
+from fedjax_sim.core.types import Array, Cohort, Population, PyTree, RoundMetrics, RoundState, squared_norm, trained
 
 RoundFn = Callable[[RoundState, Cohort, Array], tuple[RoundState, RoundMetrics]]
 
@@ -192,10 +191,10 @@ def make_round(
                 full_losses=client_losses == "examples",
             )
             message, memory, info = algorithm.client.run(broadcast, memory, data, client_key)
-            norm = optax.tree.norm(trained(message.update))
+            norm = jnp.sqrt(squared_norm(trained(message.update)))
             message, kept = algorithm.transform.update(message, kept, wrap(item.transform_key))
             message = jax.tree.map(lambda m: jnp.where(item.present, m, 0), message)
-            squared = optax.tree.norm(trained(message.update), squared=True)
+            squared = squared_norm(trained(message.update))
             return message, _Output(memory, kept, info.loss_before, info.loss_after, norm), squared
 
         def block(acc: PyTree, shared: PyTree, items: _Item, filled: Array) -> tuple[PyTree, _Output]:
@@ -218,7 +217,7 @@ def make_round(
         (total, squares, weight), outputs = execute.fold(block, start, shared, items, steps, lanes=width, devices=where)
         aggregate = algorithm.aggregator.finish(total)
         mean_square = squares / jnp.where(weight > 0, weight, 1)
-        squared_mean = optax.tree.norm(trained(aggregate.update), squared=True)
+        squared_mean = squared_norm(trained(aggregate.update))
         aggregate, release = algorithm.release.update(aggregate, state.release, stage_key(key, state.round, RELEASE))
         params, server = algorithm.server.update(state.params, state.server, aggregate)
 
@@ -247,7 +246,7 @@ def make_round(
             loss_before=of_present(outputs.loss_before),
             loss_after=of_present(outputs.loss_after),
             update_norm=of_present(outputs.update_norm),
-            aggregate_norm=optax.tree.norm(trained(aggregate.update)),
+            aggregate_norm=jnp.sqrt(squared_norm(trained(aggregate.update))),
             gradient_diversity=jnp.where(squared_mean > 0, mean_square / squared_mean, 1.0),
             uplink_bits=of_present(_bits("message", dense_bits(message) if uplink is None else uplink)),
             downlink_bits=of_present(_bits("broadcast", dense_bits(broadcast))),

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 
 from fedjax_sim import _validate
 from fedjax_sim.core.message import Transform
-from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.core.types import Array, PyTree, squared_norm
 
 
 def norm(tree: PyTree, order: int) -> Array:
     """L1 or L2 norm over all leaves of `tree` together, f32[]."""
-    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
     if order == 1:
-        return jnp.stack([jnp.abs(x).sum() for x in leaves]).sum()
-    return jnp.sqrt(jnp.stack([jnp.square(x).sum() for x in leaves]).sum())
+        return jnp.stack([jnp.abs(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)]).sum()
+    return jnp.sqrt(squared_norm(tree))
 
 
 def clip(clip_norm: Any, order: int = 2) -> Transform:
