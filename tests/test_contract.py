@@ -146,7 +146,9 @@ def test_a_cohort_of_empty_slots_leaves_the_model_as_it_is(setup, federation):
     round_fn = fs.make_round(algorithm, batch_size=BATCH)
     cohort = fs.select(federation.population, jnp.full(3, -1, jnp.int32))
     state, measured = jax.jit(round_fn)(states[2], cohort, KEY)
-    assert_equal((state.params, state.clients, state.messages), (states[2].params, states[2].clients, states[2].messages))
+    assert_equal(
+        (state.params, state.clients, state.messages), (states[2].params, states[2].clients, states[2].messages)
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(measured))
 
 

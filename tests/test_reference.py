@@ -136,7 +136,9 @@ def test_metrics_are_what_they_say(federation):
     diversity = (sizes @ norms**2 / sizes.sum()) / np.linalg.norm(moved) ** 2
     np.testing.assert_allclose(metrics.gradient_diversity, diversity, rtol=1e-3)
     np.testing.assert_allclose(metrics.loss_before, [mean_loss(w, i) for i in COHORTS[0]], rtol=1e-4)
-    np.testing.assert_allclose(metrics.loss_after, [mean_loss(y, i) for y, i in zip(trained, COHORTS[0], strict=True)], rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics.loss_after, [mean_loss(y, i) for y, i in zip(trained, COHORTS[0], strict=True)], rtol=1e-4
+    )
     np.testing.assert_array_equal(metrics.examples, sizes)
     np.testing.assert_array_equal(metrics.steps, EPOCHS * -(-sizes // BATCH))
     np.testing.assert_array_equal(metrics.uplink_bits, 18 * 32)

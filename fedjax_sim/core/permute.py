@@ -22,13 +22,14 @@ def _hash(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0) -> Array:
+def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0, *, unroll: bool = True) -> Array:
     """Where a random permutation of `0 .. length - 1` sends each of `positions`.
 
     Args:
       key: a key; another key, or another `epoch`, gives another permutation.
       length: int32[], at least 1 unless `positions` is meaningless anyway.
       positions: int32[...], each under `length`.
+      unroll: one fused loop over the positions, which is fast; False compiles less, for where it runs seldom.
 
     Returns:
       int32[...], distinct for distinct positions.
@@ -39,9 +40,12 @@ def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0
     salts = _hash(seed + passes * np.uint32(0x9E3779B9))
     n = jnp.maximum(length, 1).astype(jnp.uint32)
     offsets = _hash(salts ^ np.uint32(0xA511E9B3)) % n
-    x = positions.astype(jnp.uint32)
-    for i in range(PASSES):  # unrolled: one fused loop over the positions instead of a loop of small ones
-        partner = jnp.where(offsets[i] < x, offsets[i] + n - x, offsets[i] - x)
-        swap = (jnp.maximum(x, partner) ^ salts[i]) * np.uint32(0x9E3779B1) >> 31  # the top bit depends on all bits
-        x = jnp.where(swap == 1, partner, x)
-    return lax.optimization_barrier(x.astype(jnp.int32))  # or every use of the result computes it again
+
+    def one_pass(x: Array, of_pass: tuple[Array, Array]) -> tuple[Array, None]:
+        offset, salt = of_pass
+        partner = jnp.where(offset < x, offset + n - x, offset - x)
+        swap = (jnp.maximum(x, partner) ^ salt) * np.uint32(0x9E3779B1) >> 31  # the top bit depends on all bits
+        return jnp.where(swap == 1, partner, x), None
+
+    x, _ = lax.scan(one_pass, positions.astype(jnp.uint32), (offsets, salts), unroll=unroll)
+    return x.astype(jnp.int32)

@@ -23,7 +23,7 @@ def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
     _validate.whole("cohort_size", cohort_size)
     if cohort_size > num_clients:
         raise _validate.InputError(f"cohort_size: {cohort_size} is more than the {num_clients} clients; ask for fewer")
-    return permuted(key, jnp.int32(num_clients), jnp.arange(cohort_size, dtype=jnp.int32))
+    return permuted(key, jnp.int32(num_clients), jnp.arange(cohort_size, dtype=jnp.int32), unroll=False)
 
 
 def make_simulation(
@@ -40,6 +40,7 @@ def make_simulation(
     _validate.whole("cohort_size", cohort_size)
     _validate.whole("max_rounds", max_rounds)
 
+    @jax.jit  # so that asking for its shapes and looping over it trace it once
     def one_round(state: RoundState, population: Population, key: Array) -> tuple[RoundState, RoundMetrics]:
         num_clients = population.offsets.shape[0] - 1
         ids = sample_uniform(stage_key(key, state.round, SAMPLE), num_clients, cohort_size)

@@ -93,7 +93,9 @@ class Privacy(Section):
 class Execution(Section):
     """Where and how wide; results do not depend on it beyond the order of sums."""
 
-    lanes: Count | Literal["auto"] = Field(default="auto", description="clients trained at once on a device")
+    lanes: Count | Literal["auto"] = Field(
+        default="auto", description="clients trained at once on a device; auto tries widths in a long run and remembers"
+    )
     devices: Count | Literal["auto"] = Field(
         default="auto", description="devices; auto means all, on a CPU one per core"
     )

@@ -20,7 +20,13 @@ from fedjax_sim.core.types import RoundMetrics
 
 Row = dict[str, Any]
 
-WATCHED = ("loss_before", "loss_after", "update_norm", "aggregate_norm")  # what shows divergence, in order
+WATCHED = (
+    "loss_before",
+    "loss_after",
+    "update_norm",
+    "aggregate_norm",
+    "gradient_diversity",
+)  # what shows divergence, in order
 _PER_CLIENT = ("ids", "examples", "steps", "loss_before", "loss_after", "update_norm")
 
 

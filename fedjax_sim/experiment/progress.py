@@ -94,6 +94,11 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
             f"The model diverged: {summary.divergence.metric} is not finite in round {summary.divergence.round}; "
             "lower algorithm.learning_rate."
         )
+    elif summary.first_loss and summary.last_loss and summary.last_loss > summary.first_loss:
+        lines.append(
+            f"The loss rose from {summary.first_loss:.3g} to {summary.last_loss:.3g}: the model did not learn; "
+            "lower algorithm.learning_rate."
+        )
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
         lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")

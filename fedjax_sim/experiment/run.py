@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,14 @@ import numpy as np
 import fedjax_sim
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
-from fedjax_sim.core.round import init, make_round
+from fedjax_sim.core.round import init, make_round, select
 from fedjax_sim.core.simulate import make_evaluation, make_simulation
+from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, Output, to_toml
 from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
 
+TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
 CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
 
 
@@ -46,6 +49,8 @@ class Summary(NamedTuple):
     status: str  # "finished", "interrupted" or "diverged"
     folder: str
     rounds: int  # done
+    first_loss: float | None  # mean over clients, of the untrained model in their first local step
+    last_loss: float | None  # likewise, of the last round's model
     test_accuracy: float | None  # at the last evaluation
     test_loss: float | None
     best_test_accuracy: float | None
@@ -108,17 +113,26 @@ def run(
 def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterator[tuple[list[Row], Divergence | None]]:
     """Rows as they come, and at the end the divergence if there is one."""
     config, training = experiment.config, experiment.config.training
-    lanes = None if config.execution.lanes == "auto" else min(config.execution.lanes, training.clients_per_round)
-    round_fn = make_round(
+    cohort_size, block = training.clients_per_round, min(training.evaluate_every, training.rounds)
+    make = partial(
+        make_round,
         experiment.algorithm,
         batch_size=training.batch_size,
         local_epochs=training.local_epochs,
         local_steps=training.local_steps,
-        lanes=lanes,
         devices=devices,
     )
-    block = min(training.evaluate_every, training.rounds)
-    simulate = make_simulation(round_fn, cohort_size=training.clients_per_round, max_rounds=block)
+    name = signature(
+        experiment.model.params,
+        devices,
+        algorithm=config.algorithm.name,
+        batch_size=training.batch_size,
+        cohort_size=cohort_size,
+    )
+    asked = config.execution.lanes
+    lanes = recall(name) if asked == "auto" else min(asked, cohort_size)
+    undecided = lanes is None
+    simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
     evaluate = make_evaluation(experiment.model.metric_fn)
     population = experiment.data.population(lambda tree: replicate(tree, devices))
     test = jax.device_put(experiment.dataset.test, devices[0])
@@ -132,7 +146,15 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
         state, metrics = simulate(state, population, key, rounds)
         metrics = jax.tree.map(np.asarray, metrics)
         if done:
-            call = max(1, int(CALL_SECONDS * rounds / (time.perf_counter() - began)))
+            seconds = (time.perf_counter() - began) / rounds
+            call = max(1, int(CALL_SECONDS / seconds))
+            if undecided and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS:
+                undecided = False
+                cohort = select(population, np.arange(cohort_size))
+                tried = tune_lanes(lambda n: make(lanes=n), state, cohort, key, candidates(cohort_size, devices))
+                lanes = min(tried, key=lambda n: tried[n])
+                remember(name, lanes)
+                simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
         elapsed, rows = time.perf_counter() - start, []
         for i in range(rounds):
             of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
@@ -227,6 +249,8 @@ def _summary(
         status=status,
         folder=str(folder),
         rounds=len(rows),
+        first_loss=rows[0]["loss_before"] if rows else None,
+        last_loss=rows[-1]["loss_before"] if rows else None,
         test_accuracy=last["test_accuracy"],
         test_loss=last["test_loss"],
         best_test_accuracy=best["test_accuracy"] if best else None,

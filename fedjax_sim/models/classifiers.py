@@ -29,13 +29,11 @@ class Model(NamedTuple):
 class MLP(nnx.Module):
     """Dense layers with ReLU between them; without hidden layers, logistic regression."""
 
-    def __init__(self, inputs: int, hidden: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, hidden: tuple[int, ...], classes: int, *, rng: np.random.Generator):
         widths = (inputs, *hidden, classes)
         self.depth = len(widths) - 1
-        for i in range(self.depth):
-            zero = not hidden  # logistic regression is convex: it starts at zero, whatever the seed
-            init = nnx.initializers.zeros if zero else nnx.initializers.he_normal()
-            setattr(self, f"layer{i}", Dense(widths[i], widths[i + 1], rngs=rngs, init=init))
+        for i in range(self.depth):  # logistic regression is convex: it starts at zero, whatever the seed
+            setattr(self, f"layer{i}", Dense(widths[i], widths[i + 1], rng=rng if hidden else None))
 
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
@@ -57,13 +55,13 @@ class CNN(nnx.Module):
         *,
         size: int,
         form: str,
-        rngs: nnx.Rngs,
+        rng: np.random.Generator,
     ):
         height, width, depth = input_shape
-        self.layer0 = Conv(depth, channels[0], size, form=form, rngs=rngs)
-        self.layer1 = Conv(channels[0], channels[1], size, form=form, rngs=rngs)
-        self.layer2 = Dense((height // 4) * (width // 4) * channels[1], hidden, rngs=rngs)
-        self.layer3 = Dense(hidden, classes, rngs=rngs)
+        self.layer0 = Conv(depth, channels[0], size, form=form, rng=rng)
+        self.layer1 = Conv(channels[0], channels[1], size, form=form, rng=rng)
+        self.layer2 = Dense((height // 4) * (width // 4) * channels[1], hidden, rng=rng)
+        self.layer3 = Dense(hidden, classes, rng=rng)
 
     def __call__(self, x: Array) -> Array:
         x = max_pool(nnx.relu(self.layer0(x)))
@@ -82,17 +80,17 @@ MODELS = {
 def _module(
     name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], form: str, seed: int
 ) -> nnx.Module:
-    rngs = nnx.Rngs(params=seed)
+    rng = np.random.default_rng(seed)
     if name in ("logistic", "mlp"):
-        return MLP(int(np.prod(shape)), hidden if name == "mlp" else (), classes, rngs=rngs)
+        return MLP(int(np.prod(shape)), hidden if name == "mlp" else (), classes, rng=rng)
     if len(shape) != 3 or min(shape[:2]) < 4:
         raise _validate.InputError(
             f"model {name}: inputs of shape {list(shape)} are no images of at least 4 x 4; use logistic or mlp"
         )
     image = (shape[0], shape[1], shape[2])
     if name == "cnn":
-        return CNN(image, (32, 64), 512, classes, size=5, form=form, rngs=rngs)
-    return CNN(image, (16, 32), 64, classes, size=3, form=form, rngs=rngs)
+        return CNN(image, (32, 64), 512, classes, size=5, form=form, rng=rng)
+    return CNN(image, (16, 32), 64, classes, size=3, form=form, rng=rng)
 
 
 def build_model(
