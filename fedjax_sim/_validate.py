@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class InputError(ValueError):
@@ -20,7 +21,7 @@ def whole(name: str, value: Any, *, least: int = 1) -> int:
 
 def number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> Any:
     """`value`, a finite number over `above` or of at least `least`; a traced one passes unseen."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     asked = f"over {above}" if above is not None else f"of at least {least}" if least is not None else ""
     try:

@@ -1,7 +1,7 @@
 """What the three article scripts share: the article's federation, with training that is real.
 
-Three clients hold 100, 150 and 200 examples of 10 features in 2 classes; the global model is a vector of 10 parameters, which
-a round's local training really moves by gradient descent on the client's own examples.
+Three clients hold 100, 150 and 200 examples of 10 features in 2 classes; the global model is a vector of 10 parameters,
+which a round's local training really moves by gradient descent on the client's own examples.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 def federation(*, random_labels: bool, seed: int) -> Federation:
-    """Gaussian features; labels by the side of a plane with one in twenty flipped, or by coin toss as in the article."""
+    """Gaussian features; labels by the side of a plane, one in twenty flipped, or by coin toss as in the article."""
     rng = np.random.default_rng(seed)
     plane = rng.standard_normal(FEATURES)
     total, test = sum(SIZES), 1000

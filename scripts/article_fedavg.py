@@ -1,6 +1,6 @@
 """The article's first program for real: federated averaging, beside an update that ignores the global model."""
 
-from article import arguments, articles_update, federation, fedavg, show, simulate
+from article import arguments, articles_update, fedavg, federation, show, simulate
 
 
 def main() -> None:

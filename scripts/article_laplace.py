@@ -1,13 +1,13 @@
-"""The article's third program for real: Laplace noise of scale 1/epsilon on updates, beside noise that guarantees something."""
+"""The article's third program for real: noise of scale 1/epsilon on updates, beside noise that guarantees something."""
 
 import sys
 import warnings
 
 import numpy as np
+from article import FEATURES, SIZES, arguments, fedavg, federation, show, simulate
 
 from fedjax_sim import Transform
 from fedjax_sim.privacy import GuaranteeWarning, bare_laplace, laplace
-from article import FEATURES, SIZES, arguments, federation, fedavg, show, simulate
 
 EPSILON, CLIP_NORM = 1.0, 1.0
 
@@ -39,12 +39,12 @@ def main() -> None:
     moved = np.linalg.norm(np.diff(clear.models, axis=0, prepend=np.zeros((1, FEATURES))), axis=1)
     expected = np.sqrt(2 * FEATURES / len(SIZES)) / EPSILON
     print(
-        f"\nNoise of scale 1/epsilon moves the ten averaged parameters by about {expected:.1f} in each round, where training "
-        f"moves them by {moved[0]:.2f} in the first and {moved[-1]:.2f} in the last: accuracy "
+        f"\nNoise of scale 1/epsilon moves the ten averaged parameters by about {expected:.1f} in each round, where "
+        f"training moves them by {moved[0]:.2f} in the first and {moved[-1]:.2f} in the last: accuracy "
         f"{100 * clear.accuracies[-1]:.1f} % without, {100 * noisy.accuracies[-1]:.1f} % with.\n"
         "And it buys no privacy, for nothing bounds an update. The clipped variant does: each message is "
-        f"{EPSILON:g}-differentially private, {EPSILON * len(private.models):g} over {len(private.models)} rounds; with three "
-        f"clients it costs more still ({100 * private.accuracies[-1]:.1f} %)."
+        f"{EPSILON:g}-differentially private, {EPSILON * len(private.models):g} over {len(private.models)} rounds; "
+        f"with three clients it costs more still ({100 * private.accuracies[-1]:.1f} %)."
     )
 
 

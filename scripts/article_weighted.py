@@ -1,8 +1,7 @@
 """The article's second program for real: averaging weighted by client size, beside the plain mean."""
 
 import numpy as np
-
-from article import SIZES, arguments, federation, fedavg, show, simulate
+from article import SIZES, arguments, fedavg, federation, show, simulate
 
 
 def main() -> None:
@@ -15,8 +14,8 @@ def main() -> None:
     shares = ", ".join(f"{100 * size / sum(SIZES):.0f}" for size in SIZES)
     apart = np.linalg.norm(weighted.models[-1] - uniform.models[-1]) / np.linalg.norm(uniform.models[-1])
     print(
-        f"\nWeighting gives the clients {shares} % of the say instead of a third each, so every example counts the same; "
-        f"the final models differ by {100 * apart:.1f} % of their length.\n"
+        f"\nWeighting gives the clients {shares} % of the say instead of a third each, so every example counts the "
+        f"same; the final models differ by {100 * apart:.1f} % of their length.\n"
         f"Accuracy: {100 * weighted.accuracies[-1]:.1f} % weighted, {100 * uniform.accuracies[-1]:.1f} % not. These "
         "clients' data are alike; where large and small clients differ, the choice decides whom the model serves."
     )

@@ -98,6 +98,14 @@ def test_twice_the_norm_is_reached_by_opposite_messages():
     assert np.abs(clipped(values, 0.5, 1) - clipped(-values, 0.5, 1)).sum() == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.xfail(strict=True, reason="the factor is rounded to the message's own precision, where it may underflow")
+@pytest.mark.parametrize("order", [1, 2])
+def test_half_precision_messages_keep_the_norm(order):
+    message = {"a": jnp.asarray(np.random.default_rng(0).uniform(15_000, 30_000, 1000), jnp.float16)}
+    after = flat(apply(clip(1.0, order=order), message))
+    assert np.linalg.norm(after, order) <= 1 + 1e-3
+
+
 # --- sparsification and error feedback -------------------------------------------------------------------------------
 
 
@@ -213,7 +221,7 @@ def test_the_size_on_the_wire_is_the_last_one_stated():
 
 
 def test_the_parts_of_a_chain_draw_from_keys_of_their_own():
-    message = {"a": jnp.zeros(1000)}
+    message = {"a": jnp.zeros(COUNT)}
     twice = flat(apply(chain(add_laplace(1.0), add_laplace(1.0)), message))
     assert kstest(twice / 2, "laplace").pvalue < 1e-6  # one draw added twice would be Laplace of twice the scale
 
@@ -280,7 +288,7 @@ def test_the_noise_of_a_round_is_laplace_of_its_scale(private):
 
 
 def uncorrelated(one, other):
-    assert not np.any(one == other)
+    assert np.mean(one == other) < 1e-3
     assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(len(one))
 
 

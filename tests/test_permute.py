@@ -104,7 +104,7 @@ def test_a_cohort_holds_distinct_clients_each_equally_often():
     gaps = np.bincount(drawn.ravel(), minlength=clients) - draws * share
     # counts of a sample without replacement vary less than a multinomial's: by N p (1 - p), and they sum to a constant
     statistic = (clients - 1) / clients * np.sum(gaps**2) / (draws * share * (1 - share))
-    assert ACCEPT < chi2.sf(statistic, clients - 1)
+    assert chi2.sf(statistic, clients - 1) > ACCEPT
     assert chi2.cdf(statistic, clients - 1) > ACCEPT  # nor are they more even than chance
 
 

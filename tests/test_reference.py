@@ -42,12 +42,12 @@ def start_weights(federation):
     return np.concatenate([federation.params["kernel"], federation.params["bias"][None]]).astype(np.float64)
 
 
-def local(federation, w, client, number, correction=0.0):
+def local(federation, w, client, number, correction=None):
     """Local SGD; returns the weights, and the mean of the raw gradients."""
     gradients = []
     for x, y in batches(federation, client, number):
         gradients.append(gradient(w, x, y))
-        w = w - RATE * (gradients[-1] + correction)
+        w = w - RATE * (gradients[-1] + (0 if correction is None else correction))
     return w, np.mean(gradients, axis=0), len(gradients)
 
 

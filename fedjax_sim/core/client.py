@@ -76,7 +76,7 @@ class LocalData(NamedTuple):
         return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), self.examples), mask
 
     def fold(self, body: Callable[[Array, PyTree, PyTree, Array], PyTree], carry: PyTree) -> PyTree:
-        """`carry = body(step, carry, batch, mask)` for each local step; those beyond the client's own change nothing."""
+        """`carry = body(step, carry, batch, mask)` for each local step; those beyond its own change nothing."""
 
         def step(index: Array, carry: PyTree) -> PyTree:
             new = body(index, carry, *self.batch(index))

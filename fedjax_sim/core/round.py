@@ -82,7 +82,7 @@ def default_lanes(cohort_size: int, devices: Sequence[Any]) -> int:
     return 1 if devices[0].platform == "cpu" else max(1, min(256, -(-cohort_size // len(devices))))
 
 
-def select(population: Population, ids: Array) -> Cohort:
+def select(population: Population, ids: Any) -> Cohort:
     """The cohort of the clients `ids` (int32[C], -1 for an empty slot) of a population whose examples are resident."""
     ids = jnp.asarray(ids, jnp.int32)
     held = jnp.maximum(ids, 0)
@@ -130,8 +130,8 @@ def make_round(
       lanes: `L`, clients trained at once on a device; by default 1 on a CPU and all of the device's share elsewhere.
       devices: devices to spread the cohort over, by default JAX's default device alone. With several, place state and
         population with `replicate`, or they are copied at every call.
-      client_losses: "steps" reports the losses of the first and the last local step, for free; "examples" the mean losses
-        over all the client's examples before and after training, for two more forward passes over them.
+      client_losses: "steps" reports the losses of the first and the last local step, for free; "examples" the mean
+        losses over all the client's examples before and after training, for two more forward passes over them.
 
     Returns:
       `round_fn(state, cohort, key) -> (state, RoundMetrics)`: pure, not jitted yet; it fits `jit`, `lax.scan` and

@@ -35,7 +35,7 @@ def take(
 
 
 def optimizer(server_tx: optax.GradientTransformation) -> Server:
-    """Broadcasts the model; gives the aggregated pseudo-gradient to `server_tx`, whose `optax.sgd(1.0)` is averaging."""
+    """Broadcasts the model; gives the mean pseudo-gradient to `server_tx`, whose `optax.sgd(1.0)` is averaging."""
 
     def update(params: PyTree, memory: PyTree, aggregate: Message) -> tuple[PyTree, PyTree]:
         return take(server_tx, params, memory, aggregate.update)

@@ -54,7 +54,7 @@ def tune_lanes(
 
 
 def signature(params: PyTree, devices: Sequence[Any], **settings: Any) -> str:
-    """What a tuned width is remembered under: the model's shapes, the devices, JAX's version and the caller's settings."""
+    """What a tuned width is remembered under: shapes of the model, devices, JAX's version, the caller's settings."""
     shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(params)]
     where = f"{len(devices)} x {devices[0].device_kind}"
     return json.dumps([shapes, where, jax.__version__, sorted(settings.items())])

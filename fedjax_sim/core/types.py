@@ -28,7 +28,7 @@ class Population(NamedTuple):
     """Examples of all clients, flat: client `i` owns rows `offsets[i]` up to `offsets[i + 1]`."""
 
     examples: PyTree  # arrays [total, ...], in their stored dtype
-    offsets: Array  # int32[N + 1]
+    offsets: Any  # int32[N + 1], of JAX or NumPy
 
 
 class Cohort(NamedTuple):
@@ -88,8 +88,8 @@ def with_trained(model: PyTree, params: PyTree) -> PyTree:
 def squared_norm(tree: PyTree) -> Array:
     """Squared L2 norm over all leaves together, f32[].
 
-    As dot products, for a batched sum over a large leaf runs many times slower on a CPU; at the highest precision, for GPUs
-    would otherwise round the operands.
+    As dot products, for a batched sum over a large leaf runs many times slower on a CPU; at the highest precision, for
+    GPUs would otherwise round the operands.
     """
 
     def squared(x: Array) -> Array:

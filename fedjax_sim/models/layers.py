@@ -22,8 +22,8 @@ from fedjax_sim import _validate
 from fedjax_sim.core.types import Array
 
 FORMS = ("patches", "native")
-# Measured on two AVX2 cores, 784 x 200 weights: at batch 10, 46 us against 83 to 97; at 20, 99 to 120 against 110 to 126;
-# at 32 no gain. More than ten products in one fused loop are slower than two loops.
+# Measured on two AVX2 cores, 784 x 200 weights: at batch 10, 46 us against 83 to 97; at 20, 99 to 120 against 110
+# to 126; at 32 no gain. More than ten products in one fused loop are slower than two loops.
 _OUTER_LIMIT, _OUTER_CHUNK = 24, 10
 
 
@@ -41,7 +41,7 @@ def _product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arr
     gradient = jnp.zeros_like(kernel)
     for first in range(0, x.shape[0], _OUTER_CHUNK):
         rows = range(first, min(first + _OUTER_CHUNK, x.shape[0]))
-        products = sum(x[i][:, None] * dy[i][None, :] for i in rows)
+        products = jnp.asarray(sum(x[i][:, None] * dy[i][None, :] for i in rows))
         gradient = products if first == 0 else lax.optimization_barrier(gradient) + products
     return dy @ kernel.T, gradient
 
@@ -153,7 +153,7 @@ def time_convolution(form: str, *, lanes: int, steps: int = 20) -> float:
 
 
 def he_normal(rng: np.random.Generator, *shape: int) -> Array:
-    """Normal with variance 2 over the inputs (He et al. 2015), drawn by NumPy: JAX would compile for seconds to do so."""
+    """Normal with variance 2 over the inputs (He et al. 2015), drawn by NumPy: JAX would compile for seconds."""
     return jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[:-1]))))
 
 
