@@ -12,10 +12,16 @@ class InputError(ValueError):
     """Bad input. The message is one line: what was given, where, and how to mend it."""
 
 
+def shown(value: Any) -> str:
+    """`value` as an error shows it: on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def whole(name: str, value: Any, *, least: int = 1) -> int:
     """`value` as an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InputError(f"{name}: {value!r} is not a whole number of at least {least}; give one")
+        raise InputError(f"{name}: {shown(value)} is not a whole number of at least {least}; give one")
     return int(value)
 
 
@@ -24,19 +30,22 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
     if isinstance(value, Tracer):
         return value
     asked = f"over {above}" if above is not None else f"of at least {least}" if least is not None else ""
+    array = isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0
+    if isinstance(value, bool) or not (array or isinstance(value, (int, float, np.number))):
+        raise InputError(f"{name}: {shown(value)} is not a number; give a finite number {asked}".rstrip())
     try:
         given = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: {value!r} is not a number; give a finite number {asked}".rstrip()) from None
+    except OverflowError:
+        given = np.inf
     if not np.isfinite(given) or (above is not None and given <= above) or (least is not None and given < least):
-        raise InputError(f"{name}: {value!r} is out of range; give a finite number {asked}".rstrip())
+        raise InputError(f"{name}: {shown(value)} is out of range; give a finite number {asked}".rstrip())
     return value
 
 
 def one_of(name: str, value: Any, choices: Any) -> Any:
     """`value`, when it is among `choices`."""
-    if value not in choices:
-        raise InputError(f"{name}: {value!r} is unknown; choose one of {', '.join(map(str, choices))}")
+    if not isinstance(value, (str, int)) or value not in choices:
+        raise InputError(f"{name}: {shown(value)} is unknown; choose one of {', '.join(map(str, choices))}")
     return value
 
 
@@ -52,15 +61,37 @@ def floating(name: str, tree: Any) -> None:
             raise InputError(f"{where}: {dtype} cannot be trained; give a floating-point array and keep others out")
 
 
-def per_example(losses: Any, batch_size: int) -> Any:
-    """`losses`, when it is one floating-point value per example."""
-    shape, dtype = getattr(losses, "shape", None), getattr(losses, "dtype", None)
+def per_example(source: str, values: Any, batch_size: int, *, what: str = "loss") -> Any:
+    """`values`, when they are one floating-point number per example."""
+    shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
     if shape != (batch_size,) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(values).__name__ if shape is None else f"{dtype}{list(shape)}"
         raise InputError(
-            f"loss_fn: it returned {dtype}{list(shape) if shape is not None else type(losses).__name__}, not "
-            f"float[{batch_size}]; return one loss per example, without averaging over the batch"
+            f"{source}: it returned {got}, not float[{batch_size}]; return one {what} per example, without averaging"
         )
-    return losses
+    return values
+
+
+def statistics(old: Any, new: Any) -> Any:
+    """`new`, when it has the structure, shapes and dtypes of `old`."""
+
+    def kind(tree: Any) -> Any:
+        return jax.tree.structure(tree), [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
+
+    if kind(old) != kind(new):
+        raise InputError(
+            "loss_fn: the statistics it returned differ in structure, shape or dtype from those it was given; "
+            "return (f32[B], statistics) with statistics like the given ones"
+        )
+    return new
+
+
+def leading(name: str, examples: Any) -> int:
+    """The length that all arrays of `examples` share, at least 1."""
+    lengths = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(examples)})
+    if len(lengths) != 1 or lengths[0] in ((), (0,)):
+        raise InputError(f"{name}: leading axes {lengths}; give arrays [total, ...] of one length, at least 1")
+    return lengths[0][0]
 
 
 def cohort(cohort_arrays: dict[str, Any], examples: Any) -> None:
@@ -71,6 +102,4 @@ def cohort(cohort_arrays: dict[str, Any], examples: Any) -> None:
     for name, array in cohort_arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise InputError(f"cohort.{name}: dtype {array.dtype} is no integer; give int32")
-    leading = {leaf.shape[:1] for leaf in jax.tree.leaves(examples)}
-    if len(leading) != 1 or () in leading or (0,) in leading:
-        raise InputError(f"cohort.examples: leading axes {sorted(leading)}; give arrays [total, ...] of one length")
+    leading("cohort.examples", examples)

@@ -47,7 +47,7 @@ def check(costs, lanes, devices):
     return dearest
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=9),
     st.integers(1, 3),

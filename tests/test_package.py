@@ -99,10 +99,10 @@ def test_cpu_devices_may_be_asked_for_after_the_import():
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-# From the ground up. A layer is a row of columns; a column lists modules (patterns, where several are siblings) from its
-# bottom to its top. A module may import from the layers below and from what stands before it in its column; neither from
-# another column of its layer, nor from a sibling. A package's `__init__` goes by the package's name, that of the whole
-# by "fedjax_sim".
+# From the ground up. A layer is a row of columns; a column lists modules from its bottom to its top, or patterns, whose
+# modules are siblings. A module may import from the layers below and from what stands before it in its column; neither
+# from another column of its layer, nor from a sibling. A package's `__init__` goes by the package's name, that of the
+# whole by "fedjax_sim".
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("_validate",),),
     (("core",), ("core.types",)),

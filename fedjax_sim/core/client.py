@@ -95,9 +95,11 @@ def batch_loss(loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: 
     """
     losses = loss_fn(model, batch, key)
     if isinstance(model, Variables):
+        if not isinstance(losses, tuple) or len(losses) != 2:
+            raise _validate.InputError("loss_fn: with Variables it must return (f32[B], statistics); return both")
         losses, statistics = losses
-        model = model._replace(statistics=statistics)
-    losses = _validate.per_example(losses, mask.shape[0])
+        model = model._replace(statistics=_validate.statistics(model.statistics, statistics))
+    losses = _validate.per_example("loss_fn", losses, mask.shape[0])
     return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1), model
 
 

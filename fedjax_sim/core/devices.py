@@ -24,9 +24,8 @@ def use_cpu_devices(count: int | None = None) -> int:
       InputError: `count` is not a positive whole number.
       RuntimeError: JAX has started already.
     """
-    count = (
-        len(os.sched_getaffinity(0)) if count is None and hasattr(os, "sched_getaffinity") else count or os.cpu_count()
-    )
+    if count is None:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = _validate.whole("count", count)
     jax.config.update("jax_num_cpu_devices", count)
     return count

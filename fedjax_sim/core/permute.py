@@ -1,8 +1,8 @@
 """A random permutation that is computed index by index: no sort, no memory, any length, even a traced one.
 
 The swap-or-not shuffle (Hoang, Morris and Rogaway 2012, "An enciphering scheme based on a card shuffle"): each pass
-pairs position `x` with `offset - x` modulo the length and swaps the pair or not by one hashed bit. Every pass is its
-own inverse, so the whole is a bijection whatever the bits. The bits come from an integer hash: good for shuffling, not for
+pairs position `x` with `offset - x` modulo the length and swaps the pair or not by one hashed bit. Every pass undoes
+itself, so the whole is a bijection whatever the bits. They come from an integer hash: good for shuffling, not for
 secrets.
 """
 

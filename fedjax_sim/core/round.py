@@ -147,14 +147,16 @@ def make_round(
     _validate.one_of("client_losses", client_losses, ("steps", "examples"))
     if lanes is not None:
         _validate.whole("lanes", lanes)
-    if devices is not None and len(devices) == 0:
-        raise _validate.InputError("devices: [] is empty; give at least one, or None for the default device")
+    if devices is not None and (not isinstance(devices, Sequence) or len(devices) == 0):
+        shown = _validate.shown(devices)
+        raise _validate.InputError(f"devices: {shown} is no list of devices; give jax.devices() or None")
 
     def planned_steps(sizes: Array) -> Array:
         steps = -(-sizes // batch_size) * local_epochs if local_steps is None else local_steps
         return jnp.where(sizes > 0, steps, 0).astype(jnp.int32)
 
     def round_fn(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
+        cohort = jax.tree.map(jnp.asarray, cohort)
         arrays = {name: getattr(cohort, name) for name in ("ids", "starts", "sizes", "rows")}
         _validate.cohort(arrays, cohort.examples)
         where = list(devices) if devices is not None else jax.local_devices()[:1]

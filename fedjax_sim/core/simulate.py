@@ -47,7 +47,7 @@ def make_simulation(
         return round_fn(state, select(population, ids), key)
 
     @partial(jax.jit, donate_argnums=0)
-    def simulate(
+    def program(
         state: RoundState, population: Population, key: Array, rounds: Array | int
     ) -> tuple[RoundState, RoundMetrics]:
         shapes = jax.eval_shape(one_round, state, population, key)[1]
@@ -59,6 +59,13 @@ def make_simulation(
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
         return lax.fori_loop(0, rounds, body, (state, history))
+
+    def simulate(
+        state: RoundState, population: Population, key: Array, rounds: Array | int
+    ) -> tuple[RoundState, RoundMetrics]:
+        if isinstance(rounds, int) and not 0 <= rounds <= max_rounds:
+            raise _validate.InputError(f"rounds: {rounds} is not in 0 to max_rounds, {max_rounds}; do fewer at once")
+        return program(state, population, key, rounds)
 
     return simulate
 
@@ -74,19 +81,25 @@ def make_evaluation(
 
     Returns:
       `evaluate(params, examples [total, ...]) -> {name: f32[]}`.
+
+    Raises:
+      InputError: from `evaluate`, examples of no or of different length, or a metric that is not one value per example.
     """
     _validate.whole("batch_size", batch_size)
 
     @jax.jit
     def evaluate(params: PyTree, examples: PyTree) -> dict[str, Array]:
-        total = jax.tree.leaves(examples)[0].shape[0]
+        total = _validate.leading("examples", examples)
+        size = min(batch_size, total)
 
         def batch(first: Array) -> dict[str, Array]:
-            rows = first + jnp.arange(min(batch_size, total))
+            rows = first + jnp.arange(size)
             values = metric_fn(params, jax.tree.map(lambda x: x.at[rows].get(mode="clip"), examples))
+            for name, value in values.items():
+                _validate.per_example(f"metric_fn: {name}", value, size, what="value")
             return {name: jnp.sum(jnp.where(rows < total, value, 0)) for name, value in values.items()}
 
-        sums = lax.map(batch, jnp.arange(0, total, min(batch_size, total)))
+        sums = lax.map(batch, jnp.arange(0, total, size))
         return {name: value.sum() / total for name, value in sums.items()}
 
     return evaluate

@@ -20,8 +20,8 @@ def norm(tree: PyTree, order: int) -> Array:
 def clip(clip_norm: Any, order: int = 2) -> Transform:
     """Scales the message down to an L1 (`order=1`) or L2 norm of at most `clip_norm`, over all its leaves together.
 
-    A message that is not finite has no norm to bound, so it is replaced by zeros: whatever a client sends, the result's
-    norm is at most `clip_norm`.
+    A message whose norm is not a finite float32 is replaced by zeros: whatever a client sends, the result's norm is at
+    most `clip_norm`.
 
     Raises:
       InputError: `clip_norm` is not over 0, or `order` is neither 1 nor 2.
@@ -31,8 +31,12 @@ def clip(clip_norm: Any, order: int = 2) -> Transform:
 
     def update(message: PyTree, memory: PyTree, key: Array) -> tuple[PyTree, PyTree]:
         size = norm(message, order)
-        scale = jnp.where(size > clip_norm, clip_norm / jnp.where(size > 0, size, 1), 1.0)
-        finite = jnp.isfinite(size)
-        return jax.tree.map(lambda x: jnp.where(finite, x * scale.astype(x.dtype), 0), message), memory
+        scale, finite = clip_norm / jnp.where(size > 0, size, 1), jnp.isfinite(size)
+
+        def clipped(x: Array) -> Array:  # in float32, and short by one rounding of the message's own precision
+            scaled = (x.astype(jnp.float32) * scale * (1 - jnp.finfo(x.dtype).eps)).astype(x.dtype)
+            return jnp.where(finite, jnp.where(size > clip_norm, scaled, x), 0)
+
+        return jax.tree.map(clipped, message), memory
 
     return Transform(lambda message: (), update, lambda message: None)

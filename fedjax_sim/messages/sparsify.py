@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -26,7 +27,7 @@ def top_k(fraction: float) -> Transform:
     Raises:
       InputError: `fraction` is not over 0 and at most 1.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)) or not 0 < fraction <= 1:
         raise _validate.InputError(f"fraction: {fraction!r} is out of range; give a number over 0 and at most 1")
 
     def update(message: PyTree, memory: PyTree, key: Array) -> tuple[PyTree, PyTree]:

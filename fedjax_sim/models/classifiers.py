@@ -11,7 +11,7 @@ from flax import nnx
 
 from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.models.layers import Conv, Dense, fastest_convolution, max_pool
+from fedjax_sim.models.layers import FORMS, Conv, Dense, fastest_convolution, max_pool
 
 
 class Model(NamedTuple):
@@ -118,8 +118,13 @@ def build_model(
     _validate.one_of("model", name, MODELS)
     _validate.whole("classes", classes, least=2)
     _validate.whole("seed", seed, least=0)
-    for width in hidden:
-        _validate.whole("hidden", width)
+    for field, sizes in (("input_shape", input_shape), ("hidden", hidden)):
+        if not isinstance(sizes, (tuple, list)):
+            raise _validate.InputError(f"{field}: {_validate.shown(sizes)} is no tuple of sizes; give one")
+        for size in sizes:
+            _validate.whole(field, size)
+    if convolution is not None:
+        _validate.one_of("convolution", convolution, FORMS)
     form = convolution or (fastest_convolution() if name.startswith("cnn") else "native")
     graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), form, seed))
     return from_logits(nnx.to_pure_dict(state), lambda params, x: _call(graph, params, x))
