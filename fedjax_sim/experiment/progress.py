@@ -97,7 +97,7 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     elif summary.first_loss and summary.last_loss and summary.last_loss > summary.first_loss:
         lines.append(
             f"The loss rose from {summary.first_loss:.3g} to {summary.last_loss:.3g}: the model did not learn; "
-            "lower algorithm.learning_rate."
+            "lower algorithm.learning_rate, or the noise if there is any."
         )
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"

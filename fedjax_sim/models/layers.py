@@ -119,7 +119,7 @@ def max_pool(x: Array) -> Array:
 def fastest_convolution() -> str:
     """The form to use on the default backend.
 
-    Patches on a CPU, where they were measured 3 to 12 times faster inside a loop (`python -m benchmarks.lanes
+    Patches on a CPU, where they were measured 10 to 13 times faster inside a loop (`python -m benchmarks.lanes
     --convolution`) and where trying the native form would take longer to compile than many runs take. Elsewhere both
     are timed once, on the gradients of 16 clients at once. Not to be called while tracing.
     """
