@@ -139,7 +139,7 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
     state = replicate(init(experiment.algorithm, experiment.model.params, experiment.data.num_clients), devices)
     key = replicate(jax.random.key(training.seed), devices)
 
-    done, call = 0, 1  # one round first, for the user to see that it goes
+    done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
     while done < training.rounds:
         rounds = min(call, training.rounds - done, block - done % block)
         began = time.perf_counter()
@@ -148,13 +148,6 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
         if done:
             seconds = (time.perf_counter() - began) / rounds
             call = max(1, int(CALL_SECONDS / seconds))
-            if undecided and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS:
-                undecided = False
-                cohort = select(population, np.arange(cohort_size))
-                tried = tune_lanes(lambda n: make(lanes=n), state, cohort, key, candidates(cohort_size, devices))
-                lanes = min(tried, key=lambda n: tried[n])
-                remember(name, lanes)
-                simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
         elapsed, rows = time.perf_counter() - start, []
         for i in range(rounds):
             of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
@@ -174,6 +167,13 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
         yield rows, divergence
         if divergence:
             return
+        if undecided and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS:  # what is done is written by now
+            undecided = False
+            cohort = select(population, np.arange(cohort_size))
+            tried = tune_lanes(lambda n: make(lanes=n), state, cohort, key, candidates(cohort_size, devices))
+            lanes = min(tried, key=lambda n: tried[n])
+            remember(name, lanes)
+            simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
 
 
 def _devices(config: Config) -> list[Any]:
