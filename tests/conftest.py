@@ -60,3 +60,10 @@ def assert_equal(a, b):
 @pytest.fixture(scope="session")
 def federation() -> Federation:
     return make_federation()
+
+
+def one_line(error: pytest.ExceptionInfo[fs.InputError], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message

@@ -16,10 +16,10 @@ def test_file_and_overrides_in_order(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text('[training]\nrounds = 7\nbatch_size = 3\n[data]\nname = "mnist"\n')
     config = load_config(
-        path, ["training.rounds=8", "training.rounds = 9", "data.folder=some/path=x", "model.hidden=[3]"]
+        path, ["training.rounds=8", "training.rounds = 9", "data.path=some/path=x", "model.hidden=[3]"]
     )
     assert (config.training.rounds, config.training.batch_size) == (9, 3)
-    assert (config.data.name, config.data.folder, config.model.hidden) == ("mnist", "some/path=x", (3,))
+    assert (config.data.name, config.data.path, config.model.hidden) == ("mnist", "some/path=x", (3,))
     assert config.training.local_epochs == Config().training.local_epochs
 
 

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,17 +14,35 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Population
 
 Examples = dict[str, np.ndarray]  # field -> array [total, ...], all of one length
+Columns = Mapping[str, np.ndarray]  # name -> array [total] of numbers or strings, which describe and are not trained on
+NOTHING: Columns = MappingProxyType({})
 
 _DEVICE_DTYPES = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
+
+
+class Dataset(NamedTuple):
+    """A data set before it is dealt out to clients."""
+
+    train: Examples  # {"inputs": [n, ...], "labels": int32[n]}
+    test: Examples
+    classes: int
+    input_shape: tuple[int, ...]  # of one example
+    source: str  # where it comes from, in a few words
+    columns: Columns = NOTHING  # facts about the training rows, such as "client", "hospital", "role"
+    test_columns: Columns = NOTHING  # the same facts about the test rows, or nothing where the test set is global
 
 
 class FederatedData(NamedTuple):
     """The examples of `N` clients and a global test set. Client `i` owns rows `offsets[i]` up to `offsets[i + 1]`."""
 
-    examples: Examples  # arrays [total, ...], in their stored dtype
+    examples: Examples  # arrays [total, ...], in their stored dtype; in memory, or mapped from files
     offsets: np.ndarray  # int64[N + 1]
     test: Examples | None  # arrays [test, ...], which no client holds
-    names: tuple[str, ...]  # N names, for tables and figures
+    names: np.ndarray | None = None  # N strings, for tables and figures; by default client_0, client_1, ...
+    local_test: Population | None = None  # examples each client keeps for testing, host arrays, laid out alike
+    attributes: Columns = NOTHING  # facts about the clients, such as "hospital" or "scanner": arrays [N]
+    classes: int | None = None  # number of classes, where labels are classes
+    source: str = ""  # where it comes from, in a few words
 
     @property
     def num_clients(self) -> int:
@@ -32,19 +51,35 @@ class FederatedData(NamedTuple):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Number of examples of each client, int64[N]."""
+        """Number of training examples of each client, int64[N]."""
         return np.diff(self.offsets)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example's "inputs"."""
+        return self.examples["inputs"].shape[1:]
+
+    def name(self, index: int) -> str:
+        """One client's name."""
+        return f"client_{index}" if self.names is None else str(self.names[index])
+
     def client(self, index: int) -> Examples:
-        """One client's examples, as views of the flat arrays.
+        """One client's training examples, as views of the flat arrays.
 
         Raises:
           InputError: there is no such client.
         """
-        if not 0 <= index < self.num_clients:
-            raise InputError(f"client: {index!r} does not exist; give a number from 0 to {self.num_clients - 1}")
-        start, stop = self.offsets[index], self.offsets[index + 1]
-        return {field: array[start:stop] for field, array in self.examples.items()}
+        return _rows_of(Population(self.examples, self.offsets), index)
+
+    def client_test(self, index: int) -> Examples:
+        """The examples that one client keeps for testing, as views; without any where there are no such examples.
+
+        Raises:
+          InputError: there is no such client.
+        """
+        if self.local_test is None:
+            return {field: array[:0] for field, array in self.client(index).items()}
+        return _rows_of(self.local_test, index)
 
     def population(self, place: Callable[[Any], Any] = jax.device_put) -> Population:
         """The federation as device arrays; 64-bit numbers become 32-bit ones, the rest keeps its dtype.
@@ -57,12 +92,26 @@ class FederatedData(NamedTuple):
         """
         total = int(self.offsets[-1])
         if total >= 2**31:
-            raise InputError(f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}")
-        examples = {field: _narrowed(field, array) for field, array in self.examples.items()}
+            raise InputError(
+                f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}, or stream"
+            )
+        examples = {field: narrowed(field, array) for field, array in self.examples.items()}
         return Population(*place((examples, self.offsets.astype(np.int32))))
 
 
-def _narrowed(field: str, array: np.ndarray) -> np.ndarray:
+def _rows_of(held: Population, index: int) -> Examples:
+    if not 0 <= index < len(held.offsets) - 1:
+        raise InputError(f"client: {index!r} does not exist; give a number from 0 to {len(held.offsets) - 2}")
+    start, stop = held.offsets[index], held.offsets[index + 1]
+    return {field: array[start:stop] for field, array in held.examples.items()}
+
+
+def narrowed(field: str, array: np.ndarray) -> np.ndarray:
+    """`array` in a dtype that devices hold: 64-bit numbers become 32-bit ones.
+
+    Raises:
+      InputError: an integer that does not fit in 32 bits.
+    """
     dtype = _DEVICE_DTYPES.get(array.dtype.name)
     if dtype is None:
         return array
@@ -139,8 +188,7 @@ def from_clients(
 
     Raises:
       InputError: no clients or no examples at all; fields, dtypes or shapes that differ between clients or from the
-      test
-        set; fields of different lengths; NaN, infinities, or objects.
+      test set; fields of different lengths; NaN, infinities, or objects.
     """
     if len(clients) == 0:
         raise InputError("clients: the list is empty; give at least one client")
@@ -162,14 +210,14 @@ def offsets_of(sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def client_names(count: int, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """`names`, or client_0, client_1, ...
+def client_names(count: int, names: Sequence[str] | None = None) -> np.ndarray | None:
+    """`names` as an array of strings, or None for client_0, client_1, ...
 
     Raises:
       InputError: not one name per client.
     """
     if names is None:
-        return tuple(f"client_{i}" for i in range(count))
+        return None
     if len(names) != count:
         raise InputError(f"names: {len(names)} for {count} clients; give one name per client")
-    return tuple(str(name) for name in names)
+    return np.array([str(name) for name in names])

@@ -1,18 +1,16 @@
 """How a data set is dealt out to clients: functions from labels to one array of row numbers per client.
 
 Every partitioner is disjoint and complete: each row goes to exactly one client. It depends on its arguments alone,
-hence the same seed gives the same federation. `federate` turns any such list into `FederatedData`.
+hence the same seed gives the same federation. `federate` turns any such list into
+`FederatedData`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
-from fedjax_sim.data.federated import FederatedData, checked, client_names, offsets_of
-from fedjax_sim.data.sources import Dataset
 
 ATTEMPTS = 1000  # draws of a partition before it is called impossible
 
@@ -103,39 +101,5 @@ def _feasible(total: int, clients: int, min_examples: int) -> None:
         )
 
 
-class Partition(NamedTuple):
-    """A partitioner, `split(labels, clients, *, seed, **options)`, and the names of its options."""
-
-    split: Callable[..., list[np.ndarray]]
-    options: tuple[str, ...]
-
-
-PARTITIONS = {
-    "iid": Partition(iid, ("min_examples",)),
-    "dirichlet": Partition(dirichlet, ("alpha", "min_examples")),
-}
-
-
-def federate(dataset: Dataset, parts: Sequence[np.ndarray], names: Sequence[str] | None = None) -> FederatedData:
-    """The federation in which client `i` holds the training rows `parts[i]`; the test set stays global.
-
-    Args:
-      dataset: where the rows come from; they are copied.
-      parts: one array of row numbers per client, without overlap; rows in none of them are left out.
-      names: one name per client.
-
-    Raises:
-      InputError: no clients, a row number out of range or used twice, or NaN and the like in the data.
-    """
-    train, test = checked("train", dataset.train), checked("test", dataset.test)
-    total = len(next(iter(train.values())))
-    rows = np.concatenate([np.asarray(part, np.int64) for part in parts]) if len(parts) else np.zeros(0, np.int64)
-    if len(rows) == 0:
-        raise InputError("parts: no client has an example; give at least one row number")
-    if rows.min() < 0 or rows.max() >= total:
-        raise InputError(f"parts: rows {rows.min()} to {rows.max()}; give row numbers from 0 to {total - 1}")
-    counts = np.bincount(rows, minlength=total)
-    if counts.max() > 1:
-        raise InputError(f"parts: row {int(counts.argmax())} is dealt {counts.max()} times; deal each row once at most")
-    examples = {field: array[rows] for field, array in train.items()}
-    return FederatedData(examples, offsets_of([len(part) for part in parts]), test, client_names(len(parts), names))
+# name -> split(labels, clients, *, seed, **options); the other keywords are the settings it knows
+PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {"iid": iid, "dirichlet": dirichlet}

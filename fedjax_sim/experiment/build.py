@@ -1,6 +1,7 @@
 """From a configuration to the things it names: data, federation, model, algorithm."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
@@ -9,7 +10,7 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.message import chain
-from fedjax_sim.data import PARTITIONS, SOURCES, Dataset, FederatedData, federate
+from fedjax_sim.data import PARTITIONS, SOURCES, FederatedData, federate
 from fedjax_sim.experiment import config as settings
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.explain import look_up
@@ -23,7 +24,6 @@ class Experiment(NamedTuple):
     """What a configuration stands for."""
 
     config: Config  # with the algorithm's own defaults filled in
-    dataset: Dataset
     data: FederatedData
     model: Model
     algorithm: Algorithm
@@ -39,25 +39,31 @@ def build(config: Config) -> Experiment:
     look_up("data.partition", config.data.partition, PARTITIONS)
     look_up("model.name", config.model.name, MODELS)
     config = _with_defaults(config)
-    dataset, data = _data(config.data)
-    model = _model(config, dataset)
-    return Experiment(config, dataset, data, model, _algorithm(config, model))
+    data = _data(config.data)
+    model = _model(config, data)
+    return Experiment(config, data, model, _algorithm(config, model))
 
 
-def _data(data: settings.Data) -> tuple[Dataset, FederatedData]:
-    dataset = SOURCES[data.name](folder=data.folder, test_fraction=data.test_fraction, seed=data.seed)
-    partition = PARTITIONS[data.partition]
-    options = {option: getattr(data, option) for option in partition.options}
+def _data(data: settings.Data) -> FederatedData:
+    load, split = SOURCES[data.name], PARTITIONS[data.partition]
     try:
-        parts = partition.split(dataset.train["labels"], data.clients, seed=data.seed, **options)
+        dataset = load(**_known(load, data))
+        parts = split(dataset.train["labels"], data.clients, **_known(split, data))
     except InputError as error:
-        raise InputError(f"data.{error}") from None
-    return dataset, federate(dataset, parts)
+        known = str(error).partition(":")[0] in type(data).model_fields
+        raise InputError(f"data.{error}") from None if known else error
+    return federate(dataset, parts)
 
 
-def _model(config: Config, dataset: Dataset) -> Model:
+def _known(function: Callable[..., Any], section: settings.Section) -> dict[str, Any]:
+    """Those settings that are keywords of `function`."""
+    parameters = inspect.signature(function).parameters
+    return {name: getattr(section, name) for name in type(section).model_fields if name in parameters}
+
+
+def _model(config: Config, data: FederatedData) -> Model:
     model, seed = config.model, config.training.seed
-    return build_model(model.name, dataset.input_shape, dataset.classes, hidden=model.hidden, seed=seed)
+    return build_model(model.name, data.input_shape, data.classes or 2, hidden=model.hidden, seed=seed)
 
 
 def _options(algorithm: settings.Algorithm) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Data(Section):
     """Which examples, and who holds them."""
 
     name: str = Field(default="digits", description="data set")
-    folder: str = Field(default="", description="folder with the files, for data sets that are not bundled")
+    path: str = Field(default="", description="file or folder to read, for data sets that are not bundled")
     clients: int = Field(default=20, ge=1, le=1_000_000_000, description="clients in the population")
     partition: str = Field(default="dirichlet", description="how training examples are dealt to clients")
     alpha: float = Field(default=0.3, gt=0, description="Dirichlet concentration; smaller is more label skew")

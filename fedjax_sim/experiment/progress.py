@@ -74,7 +74,7 @@ def describe(experiment: Experiment) -> str:
     config, data = experiment.config, experiment.data
     sizes = data.sizes
     return (
-        f"{experiment.dataset.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
+        f"{data.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
         f"{sizes.max()} each, {config.data.partition}); {config.algorithm.name}, {config.model.name}, "
         f"{config.training.clients_per_round} clients a round"
     )

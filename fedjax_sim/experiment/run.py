@@ -135,7 +135,7 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
     simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
     evaluate = make_evaluation(experiment.model.metric_fn)
     population = experiment.data.population(lambda tree: replicate(tree, devices))
-    test = jax.device_put(experiment.dataset.test, devices[0])
+    test = jax.device_put(experiment.data.test, devices[0])
     state = replicate(init(experiment.algorithm, experiment.model.params, experiment.data.num_clients), devices)
     key = replicate(jax.random.key(training.seed), devices)
 
