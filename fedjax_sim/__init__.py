@@ -16,7 +16,7 @@ from fedjax_sim.core.message import Transform, chain
 from fedjax_sim.core.round import init, make_round, select
 from fedjax_sim.core.server import Server
 from fedjax_sim.core.simulate import make_evaluation, make_simulation
-from fedjax_sim.core.types import Cohort, Population, RoundMetrics, RoundState, Variables
+from fedjax_sim.core.types import Cohort, Population, Procedural, RoundMetrics, RoundState, Variables
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "LocalData",
     "Message",
     "Population",
+    "Procedural",
     "RoundMetrics",
     "RoundState",
     "Server",

@@ -42,6 +42,13 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
     return value
 
 
+def severity(value: Any) -> float:
+    """`value` as a float from 0 to 1."""
+    if not 0 <= number("severity", value) <= 1:
+        raise InputError(f"severity: {shown(value)} is out of range; give a number from 0 (nothing) to 1")
+    return float(value)
+
+
 def one_of(name: str, value: Any, choices: Any) -> Any:
     """`value`, when it is among `choices`."""
     if not isinstance(value, (str, int)) or value not in choices:

@@ -56,6 +56,17 @@ def test_toml_is_read_back_equal(name: str, rate: float, hidden: list[int], lane
     assert parse_config(tomllib.loads(to_toml(config, comments=comments))) == config
 
 
+def test_clients_of_a_round_and_of_the_population() -> None:
+    with pytest.raises(InputError, match=r"^training.clients_per_round: 21 is more than the 20 of data.clients; "):
+        load_config(None, ["training.clients_per_round=21", "data.clients=20"])
+
+
+def test_what_is_left_open_is_listed_behind_a_hash() -> None:
+    lines = to_toml(Config(), comments=True).splitlines()
+    assert any(line.startswith("# alpha =") and "Dirichlet" in line for line in lines)
+    assert "alpha" not in to_toml(Config())
+
+
 def test_every_setting_explains_itself() -> None:
     for path, field in settings(Config).items():
         assert field.description, path
@@ -67,7 +78,7 @@ BAD = {
     "training.roundz=3": ["training.roundz: unknown key", "did you mean rounds?"],
     "training.learning_rate=1": ["training.learning_rate: unknown key", "did you mean algorithm.learning_rate?"],
     "training.zzz=1": ["training.zzz: unknown key", "choose one of rounds, "],
-    "zzz.zzz=1": ["zzz: unknown section", "choose one of data, model, "],
+    "zzz.zzz=1": ["zzz: unknown section", "choose one of data, heterogeneity, "],
     "training.rounds=abc": ["training.rounds: 'abc'", "whole number of at least 1"],
     "training.rounds=2.5": ["training.rounds: 2.5"],
     "training.rounds=true": ["training.rounds: True"],
@@ -84,7 +95,9 @@ BAD = {
     "data.alpha=0": ["data.alpha: 0", "over 0"],
     "data.test_fraction=1": ["data.test_fraction: 1", "below 1"],
     "data.name=3": ["data.name: 3", "text in quotes"],
-    "training.clients_per_round=21": ["training.clients_per_round: 21", "20 of data.clients"],
+    "heterogeneity.gain=1.5": ["heterogeneity.gain: 1.5", "number of at least 0 and of at most 1"],
+    "heterogeneity.drift=prior": ["heterogeneity.drift_round: None with drift 'prior'", "set both"],
+    "heterogeneity.imbalance=0": ["heterogeneity.imbalance: 0", "over 0"],
     "privacy.mechanism=gauss": ["privacy.mechanism: 'gauss'", '"laplace"'],
     "privacy.mechanism=laplace": ["privacy.epsilon: missing"],
     "privacy.epsilon=1": ["privacy.epsilon: 1.0 has no effect"],

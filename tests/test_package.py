@@ -33,7 +33,7 @@ import sys
 import flax.linen, flax.nnx, jax, optax  # flax itself imports some of what is blocked below
 
 BLOCKED = {"pydantic", "pydantic_core", "typer", "click", "rich", "sklearn", "matplotlib", "orbax", "optuna", "pooch",
-           "jinja2", "dp_accounting", "jax_privacy", "pandas", "torch"}
+           "jinja2", "dp_accounting", "jax_privacy", "pandas", "torch", "datasets", "pyarrow"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -114,7 +114,26 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.simulate",), ("core.tune",)),
     (
         ("messages.*", "messages"),
-        ("data.federated", "data.sources.*", "data.sources", "data.partition", "data.deal", "data"),
+        (
+            "data.arrays",
+            "data.federated",
+            "data.sources.places",
+            "data.sources.prepare",
+            "data.sources.*",
+            "data.sources",
+            "data.partition",
+            "data.synthetic",
+            "data.deal",
+            "data.scanner",
+            "data.shift",
+            "data.disagreement",
+            "data.drift",
+            "data.heterogeneity",
+            "data.sampling",
+            "data.store",
+            "data.stream",
+            "data",
+        ),
         ("models.layers", "models.classifiers", "models"),
     ),
     (("algorithms.*", "algorithms"), ("privacy.*", "privacy")),
@@ -125,12 +144,15 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.explain",
             "experiment.config",
             "experiment.history",
+            "experiment.federation",
             "experiment.build",
+            "experiment.drive",
             "experiment.run",
             "experiment.progress",
+            "experiment.show",
         ),
     ),
-    (("plots",),),
+    (("plots.style", "plots.curves", "plots.portrait", "plots"),),
     (("cli",),),
     (("__main__",),),
 )

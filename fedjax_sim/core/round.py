@@ -12,7 +12,17 @@ from fedjax_sim.core import execute
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import LocalData, Message
 from fedjax_sim.core.message import dense_bits
-from fedjax_sim.core.types import Array, Cohort, Population, PyTree, RoundMetrics, RoundState, squared_norm, trained
+from fedjax_sim.core.types import (
+    Array,
+    Cohort,
+    Population,
+    Procedural,
+    PyTree,
+    RoundMetrics,
+    RoundState,
+    squared_norm,
+    trained,
+)
 
 RoundFn = Callable[[RoundState, Cohort, Array], tuple[RoundState, RoundMetrics]]
 
@@ -82,13 +92,30 @@ def default_lanes(cohort_size: int, devices: Sequence[Any]) -> int:
     return 1 if devices[0].platform == "cpu" else max(1, min(256, -(-cohort_size // len(devices))))
 
 
-def select(population: Population, ids: Any) -> Cohort:
-    """The cohort of the clients `ids` (int32[C], -1 for an empty slot) of a population whose examples are resident."""
+def select(population: Population | Procedural, ids: Any) -> Cohort:
+    """The cohort of the clients `ids` (int32[C], -1 for an empty slot), whose examples are resident or computed."""
     ids = jnp.asarray(ids, jnp.int32)
     held = jnp.maximum(ids, 0)
+    if isinstance(population, Procedural):
+        return _computed(population, ids, held)
     starts = population.offsets[held]
     sizes = jnp.where(ids >= 0, population.offsets[held + 1] - starts, 0)
     return Cohort(ids, starts, sizes, held, population.examples)
+
+
+def _computed(population: Procedural, ids: Array, held: Array) -> Cohort:
+    keys = jax.vmap(partial(jax.random.fold_in, population.key))(held)
+    examples, sizes = jax.vmap(population.make)(keys, held)
+    each = {jnp.shape(leaf)[:2] for leaf in jax.tree.leaves(examples)}
+    if len(each) != 1 or len(next(iter(each))) != 2 or jnp.shape(sizes) != ids.shape:
+        shapes = [jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(examples)]
+        raise _validate.InputError(
+            f"make: arrays {shapes} and size {list(jnp.shape(sizes)[1:])}; return arrays [K, ...] of one K, and int32[]"
+        )
+    rows = next(iter(each))[1]
+    sizes = jnp.where(ids >= 0, jnp.clip(sizes, 0, rows), 0).astype(jnp.int32)
+    starts = jnp.arange(ids.shape[0], dtype=jnp.int32) * rows
+    return Cohort(ids, starts, sizes, held, jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), examples))
 
 
 class _Item(NamedTuple):

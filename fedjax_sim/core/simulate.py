@@ -10,7 +10,9 @@ from jax import lax
 from fedjax_sim import _validate
 from fedjax_sim.core.permute import permuted
 from fedjax_sim.core.round import SAMPLE, RoundFn, select, stage_key
-from fedjax_sim.core.types import Array, Population, PyTree, RoundMetrics, RoundState
+from fedjax_sim.core.types import Array, Cohort, Population, Procedural, PyTree, RoundMetrics, RoundState
+
+Source = Population | Procedural | Cohort
 
 
 def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
@@ -27,47 +29,88 @@ def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
 
 
 def make_simulation(
-    round_fn: RoundFn, *, cohort_size: int, max_rounds: int
-) -> Callable[[RoundState, Population, Array, Array | int], tuple[RoundState, RoundMetrics]]:
-    """A run of up to `max_rounds` rounds as one jitted program: cohorts are drawn on the device, nothing returns
-    between.
+    round_fn: RoundFn, *, cohort_size: int | None = None, max_rounds: int
+) -> Callable[..., tuple[RoundState, RoundMetrics]]:
+    """A run of up to `max_rounds` rounds as one jitted program: nothing returns to the host between them.
+
+    Args:
+      round_fn: from `make_round`.
+      cohort_size: `C`, clients drawn for a round on the device, uniformly without replacement, from `key` and the
+        round's number, so that a run may be cut into calls anywhere. None where `simulate` is given the cohorts.
+      max_rounds: rounds of a call at most.
 
     Returns:
-      `simulate(state, population, key, rounds) -> (state, metrics)`: `rounds <= max_rounds` more rounds; `metrics` have
-      a leading axis of `max_rounds`, of which the first `rounds` are valid. The state is donated. Cohorts are uniform
-      without replacement, drawn from `key` and the round's number, so a run may be cut into calls anywhere.
+      `simulate(state, population, key, rounds, cohorts=None, first=0) -> (state, metrics)`: `rounds <= max_rounds` more
+      rounds; `metrics` have a leading axis of `max_rounds`, of which the first `rounds` are valid. `cohorts` int32[R,
+      C] are the clients of rounds, -1 for an empty slot, of which row `first` is taken first. In place of the
+      population a `Cohort` may be given whose four index arrays are [R, C]: R cohorts in one slice of examples. The
+      state is donated.
     """
-    _validate.whole("cohort_size", cohort_size)
     _validate.whole("max_rounds", max_rounds)
+    if cohort_size is not None:
+        _validate.whole("cohort_size", cohort_size)
 
     @jax.jit  # so that asking for its shapes and looping over it trace it once
-    def one_round(state: RoundState, population: Population, key: Array) -> tuple[RoundState, RoundMetrics]:
-        num_clients = population.offsets.shape[0] - 1
-        ids = sample_uniform(stage_key(key, state.round, SAMPLE), num_clients, cohort_size)
+    def one_round(
+        state: RoundState, population: Source, key: Array, cohorts: Array | None, row: Array
+    ) -> tuple[RoundState, RoundMetrics]:
+        if isinstance(population, Cohort):
+            indices = (array[row] for array in population[:4])
+            return round_fn(state, Cohort(*indices, population.examples), key)
+        if cohorts is not None:
+            return round_fn(state, select(population, cohorts[row]), key)
+        ids = sample_uniform(stage_key(key, state.round, SAMPLE), clients_in(population), cohort_size or 0)
         return round_fn(state, select(population, ids), key)
 
     @partial(jax.jit, donate_argnums=0)
     def program(
-        state: RoundState, population: Population, key: Array, rounds: Array | int
+        state: RoundState,
+        population: Source,
+        key: Array,
+        rounds: Array | int,
+        cohorts: Array | None,
+        first: Array | int,
     ) -> tuple[RoundState, RoundMetrics]:
-        shapes = jax.eval_shape(one_round, state, population, key)[1]
+        shapes = jax.eval_shape(one_round, state, population, key, cohorts, jnp.int32(0))[1]
         history = jax.tree.map(lambda s: jnp.zeros((max_rounds, *s.shape), s.dtype), shapes)
 
         def body(i: Array, carry: tuple[RoundState, RoundMetrics]) -> tuple[RoundState, RoundMetrics]:
             state, history = carry
-            state, metrics = one_round(state, population, key)
+            state, metrics = one_round(state, population, key, cohorts, i + first)
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
         return lax.fori_loop(0, rounds, body, (state, history))
 
     def simulate(
-        state: RoundState, population: Population, key: Array, rounds: Array | int
+        state: RoundState,
+        population: Source,
+        key: Array,
+        rounds: Array | int,
+        cohorts: Array | None = None,
+        first: Array | int = 0,
     ) -> tuple[RoundState, RoundMetrics]:
         if isinstance(rounds, int) and not 0 <= rounds <= max_rounds:
             raise _validate.InputError(f"rounds: {rounds} is not in 0 to max_rounds, {max_rounds}; do fewer at once")
-        return program(state, population, key, rounds)
+        table = population.ids if isinstance(population, Cohort) else cohorts
+        if [cohort_size is not None, isinstance(population, Cohort), cohorts is not None].count(True) != 1:
+            raise _validate.InputError(
+                "cohorts: give either cohort_size to make_simulation, or cohorts or a Cohort to simulate, and one alone"
+            )
+        if table is not None:
+            shape = jnp.shape(table)
+            last = first + rounds if isinstance(first, int) and isinstance(rounds, int) else 0
+            if len(shape) != 2 or last > shape[0]:
+                raise _validate.InputError(
+                    f"cohorts: shape {shape} for rows {first} to {last}; give client ids int32[R, C], one row a round"
+                )
+        return program(state, population, key, rounds, cohorts, first)
 
     return simulate
+
+
+def clients_in(population: Population | Procedural) -> int:
+    """`N`, the number of clients."""
+    return population.num_clients if isinstance(population, Procedural) else population.offsets.shape[0] - 1
 
 
 def make_evaluation(

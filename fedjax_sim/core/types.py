@@ -3,6 +3,9 @@
 `N` clients in the population, `C` in a cohort, `P` a pytree shaped like the model.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +32,21 @@ class Population(NamedTuple):
 
     examples: PyTree  # arrays [total, ...], in their stored dtype
     offsets: Any  # int32[N + 1], of JAX or NumPy
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["key"], meta_fields=["make", "num_clients"])
+@dataclass(frozen=True)
+class Procedural:
+    """A population that is computed instead of stored: each client's examples are a function of its id.
+
+    `make(key, id) -> (examples, size)` is traced for one client: `key` is `key` folded with the id, `examples` are
+    arrays [K, ...] of which the first `size` (int32[], at most K) count. Only a cohort's examples ever exist, on the
+    device, `C * K` rows; hence `num_clients` costs nothing, up to 2^31 - 1.
+    """
+
+    make: Callable[[Array, Array], tuple[PyTree, Array]]
+    num_clients: int
+    key: Array
 
 
 class Cohort(NamedTuple):

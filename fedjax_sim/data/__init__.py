@@ -1,24 +1,43 @@
-"""Real data, and how it is dealt out to clients: sources -> partition -> FederatedData. NumPy, on the host."""
+"""Real data, and how it is dealt out to clients: sources -> partition -> shift -> FederatedData -> cohorts. NumPy."""
 
 from fedjax_sim.data.deal import by_column, federate
+from fedjax_sim.data.disagreement import DISAGREEMENTS
+from fedjax_sim.data.drift import DRIFTS, Phase, phase_at
 from fedjax_sim.data.federated import Dataset, Examples, FederatedData, from_clients
+from fedjax_sim.data.heterogeneity import Heterogeneity, describe
 from fedjax_sim.data.partition import PARTITIONS, dirichlet, iid
-from fedjax_sim.data.sources import SOURCES, breast_cancer, digits, fashion_mnist, idx, mnist
+from fedjax_sim.data.sampling import SAMPLERS, Sampler, draw_rounds, make_sampler
+from fedjax_sim.data.shift import SHIFTS
+from fedjax_sim.data.sources import SOURCES
+from fedjax_sim.data.store import ClientRecord, open_store, save, write_store
+from fedjax_sim.data.stream import gather, stream
 
 __all__ = [
+    "DISAGREEMENTS",
+    "DRIFTS",
     "PARTITIONS",
+    "SAMPLERS",
+    "SHIFTS",
     "SOURCES",
+    "ClientRecord",
     "Dataset",
     "Examples",
     "FederatedData",
-    "breast_cancer",
+    "Heterogeneity",
+    "Phase",
+    "Sampler",
     "by_column",
-    "digits",
+    "describe",
     "dirichlet",
-    "fashion_mnist",
+    "draw_rounds",
     "federate",
     "from_clients",
-    "idx",
+    "gather",
     "iid",
-    "mnist",
+    "make_sampler",
+    "open_store",
+    "phase_at",
+    "save",
+    "stream",
+    "write_store",
 ]

@@ -159,7 +159,8 @@ def checked(where: str, examples: Any) -> Examples:
     return arrays
 
 
-def _same_fields(where: str, examples: Examples, model_name: str, model: Examples) -> None:
+def same_fields(where: str, examples: Examples, model_name: str, model: Examples) -> None:
+    """`examples` has the fields, dtypes and shapes per example of `model`, or an InputError says where it differs."""
     if examples.keys() != model.keys():
         raise InputError(
             f"{where}: fields {sorted(examples)}, but {model_name} has {sorted(model)}; give the same fields"
@@ -194,10 +195,10 @@ def from_clients(
         raise InputError("clients: the list is empty; give at least one client")
     arrays = [checked(f"client {i}", client) for i, client in enumerate(clients)]
     for i, client in enumerate(arrays):
-        _same_fields(f"client {i}", client, "client 0", arrays[0])
+        same_fields(f"client {i}", client, "client 0", arrays[0])
     held = None if test is None else checked("test", test)
     if held is not None:
-        _same_fields("test", held, "client 0", arrays[0])
+        same_fields("test", held, "client 0", arrays[0])
     sizes = [len(next(iter(client.values()))) for client in arrays]
     if sum(sizes) == 0:
         raise InputError(f"clients: none of the {len(arrays)} has an example; give at least one example")

@@ -1,7 +1,6 @@
 """From a configuration to the things it names: data, federation, model, algorithm."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
@@ -10,10 +9,12 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.message import chain
-from fedjax_sim.data import PARTITIONS, SOURCES, FederatedData, federate
+from fedjax_sim.data import FederatedData, Phase
+from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment import config as settings
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.explain import look_up
+from fedjax_sim.experiment.federation import make_federation
 from fedjax_sim.models import MODELS, Model, build_model
 from fedjax_sim.privacy import bare_laplace, laplace
 
@@ -23,10 +24,16 @@ _COMMON = ("name", "learning_rate", "momentum", "server_learning_rate")  # the o
 class Experiment(NamedTuple):
     """What a configuration stands for."""
 
-    config: Config  # with the algorithm's own defaults filled in
-    data: FederatedData
+    config: Config  # with everything filled in that was left to the data or the algorithm
+    phases: tuple[Phase, ...]  # the clients' data, which may change at some round
+    sampler: Sampler
     model: Model
     algorithm: Algorithm
+
+    @property
+    def data(self) -> FederatedData:
+        """The clients' data in the first round."""
+        return self.phases[0].data
 
 
 def build(config: Config) -> Experiment:
@@ -35,35 +42,20 @@ def build(config: Config) -> Experiment:
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
-    look_up("data.name", config.data.name, SOURCES)
-    look_up("data.partition", config.data.partition, PARTITIONS)
     look_up("model.name", config.model.name, MODELS)
-    config = _with_defaults(config)
-    data = _data(config.data)
-    model = _model(config, data)
-    return Experiment(config, data, model, _algorithm(config, model))
-
-
-def _data(data: settings.Data) -> FederatedData:
-    load, split = SOURCES[data.name], PARTITIONS[data.partition]
-    try:
-        dataset = load(**_known(load, data))
-        parts = split(dataset.train["labels"], data.clients, **_known(split, data))
-    except InputError as error:
-        known = str(error).partition(":")[0] in type(data).model_fields
-        raise InputError(f"data.{error}") from None if known else error
-    return federate(dataset, parts)
-
-
-def _known(function: Callable[..., Any], section: settings.Section) -> dict[str, Any]:
-    """Those settings that are keywords of `function`."""
-    parameters = inspect.signature(function).parameters
-    return {name: getattr(section, name) for name in type(section).model_fields if name in parameters}
+    config, phases, sampler = make_federation(_with_defaults(config))
+    model = _model(config, phases[0].data)
+    return Experiment(config, phases, sampler, model, _algorithm(config, model))
 
 
 def _model(config: Config, data: FederatedData) -> Model:
     model, seed = config.model, config.training.seed
-    return build_model(model.name, data.input_shape, data.classes or 2, hidden=model.hidden, seed=seed)
+    if data.classes is None or {"inputs", "labels"} - data.examples.keys():
+        raise InputError(
+            f"data.name: {data.source} has fields {sorted(data.examples)} and {data.classes or 'no'} classes; "
+            'a classifier needs "inputs", "labels" and the number of classes'
+        )
+    return build_model(model.name, data.input_shape, data.classes, hidden=model.hidden, seed=seed)
 
 
 def _options(algorithm: settings.Algorithm) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fedjax_sim.experiment.explain import explain, settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Dial = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -25,18 +26,60 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which examples, and who holds them."""
+    """Which examples, and who holds them. Options left out take the source's or the partition's own defaults."""
 
-    name: str = Field(default="digits", description="data set")
+    name: str = Field(default="digits", description='data set, or "store" for a federation on disk')
     path: str = Field(default="", description="file or folder to read, for data sets that are not bundled")
-    clients: int = Field(default=20, ge=1, le=1_000_000_000, description="clients in the population")
-    partition: str = Field(default="dirichlet", description="how training examples are dealt to clients")
-    alpha: float = Field(default=0.3, gt=0, description="Dirichlet concentration; smaller is more label skew")
-    min_examples: int = Field(default=2, ge=0, description="examples that every client gets at least")
-    test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="share of bundled data held out as the global test set"
+    label: str | None = Field(default=None, description="name of the label's column, in tables")
+    client: str | None = Field(default=None, description="name of the client's column, in tables")
+    beta: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of inputs, in synthetic data")
+    standardise: str | None = Field(default=None, description="whose mean and deviation: client, pooled or none")
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="share held out as the global test set, where the data bring none"
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the split and the partition")
+    partition: str = Field(
+        default="auto", description='how training examples are dealt; "auto" keeps the data\'s own clients if any'
+    )
+    clients: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        default=None, description="clients in the population; 20 unless the data say it"
+    )
+    alpha: Positive | None = Field(default=None, description="Dirichlet concentration; smaller is more skew")
+    column: str | None = Field(default=None, description="column whose values are the clients")
+    owners: str | None = Field(default=None, description="file with one client number per training example")
+    labels_per_client: Count | None = Field(default=None, description="labels that a client has")
+    shards_per_client: Count | None = Field(default=None, description="shards of sorted labels that a client gets")
+    sigma: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of log-normal sizes")
+    exponent: Annotated[float, Field(ge=0)] | None = Field(default=None, description="exponent of Zipf's sizes")
+    min_examples: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="examples that every client gets at least"
+    )
+    local_test_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="share of its examples that each client keeps for testing"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of split, partition and all heterogeneity")
+
+
+class Heterogeneity(Section):
+    """What differs between clients beyond the partition: each dial from 0, nothing, to 1."""
+
+    imbalance: float = Field(default=1.0, gt=0, le=1, description="rarest class over the most frequent; 1 is as it is")
+    scanner: Dial = Field(default=0.0, description="all of the next seven: each client has a scanner of its own")
+    gain: Dial = Field(default=0.0, description="brightness of images, by client")
+    bias_field: Dial = Field(default=0.0, description="smooth shading of images, by client")
+    gamma: Dial = Field(default=0.0, description="contrast curve of images, by client")
+    blur: Dial = Field(default=0.0, description="Gaussian blur of images, by client")
+    resolution: Dial = Field(default=0.0, description="loss of resolution of images, by client")
+    noise: Dial = Field(default=0.0, description="Gaussian noise on images, by client")
+    rotation: Dial = Field(default=0.0, description="rotation of images, by client")
+    noise_levels: Dial = Field(default=0.0, description="NIID-Bench's noise: more for each further client")
+    affine: Dial = Field(default=0.0, description="scale and offset of table columns, by client")
+    missing: Dial = Field(default=0.0, description="table columns that a client lacks")
+    flip: Dial = Field(default=0.0, description="chance that a training label is replaced by another")
+    confusion: Dial = Field(default=0.0, description="weight of a confusion matrix of the client's own")
+    swap: Dial = Field(default=0.0, description="share of clients that read two classes the wrong way round")
+    drift: str = Field(default="none", description="what changes at drift_round: none, concept or prior")
+    drift_round: Count | None = Field(default=None, description="first round after the change, counted from 1")
+    drift_severity: Dial = Field(default=1.0, description="share of clients that change")
 
 
 class Model(Section):
@@ -67,7 +110,10 @@ class Training(Section):
     """How much work is done."""
 
     rounds: int = Field(default=100, ge=1, le=1_000_000_000, description="rounds")
-    clients_per_round: int = Field(default=10, ge=1, description="clients in the cohort of a round")
+    clients_per_round: Count | None = Field(
+        default=None, description="clients in the cohort of a round; 10, or all where there are fewer"
+    )
+    sampling: str = Field(default="uniform", description="how cohorts are drawn")
     batch_size: int = Field(default=16, ge=1, le=65_536, description="examples in a local step")
     local_epochs: int = Field(default=2, ge=1, le=10_000, description="passes over a client's examples in a round")
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
@@ -96,6 +142,9 @@ class Execution(Section):
     lanes: Count | Literal["auto"] = Field(
         default="auto", description="clients trained at once on a device; auto tries widths in a long run and remembers"
     )
+    memory: Literal["auto", "device", "stream"] = Field(
+        default="auto", description="population on the device, or streamed by cohort; auto streams from 1 GB on disk"
+    )
     devices: Count | Literal["auto"] = Field(
         default="auto", description="devices; auto means all, on a CPU one per core"
     )
@@ -113,6 +162,7 @@ class Config(Section):
     """An experiment."""
 
     data: Data = Data()
+    heterogeneity: Heterogeneity = Heterogeneity()
     model: Model = Model()
     algorithm: Algorithm = Algorithm()
     training: Training = Training()
@@ -123,7 +173,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         data, training, privacy = self.data, self.training, self.privacy
-        if training.clients_per_round > data.clients:
+        if (training.clients_per_round or 1) > (data.clients or 1_000_000_000):
             raise InputError(
                 f"training.clients_per_round: {training.clients_per_round} is more than the {data.clients} of "
                 "data.clients; lower the one or raise the other"
@@ -140,6 +190,11 @@ class Config(Section):
                     f"privacy.{option}: {value} has no effect with mechanism {privacy.mechanism!r}; leave it out, "
                     "or set privacy.mechanism"
                 )
+        hetero = self.heterogeneity
+        if (hetero.drift == "none") != (hetero.drift_round is None):
+            raise InputError(
+                f"heterogeneity.drift_round: {hetero.drift_round} with drift {hetero.drift!r}; set both or neither"
+            )
         if self.output.name in (".", "..") or any(c in self.output.name for c in "/\\\0"):
             raise InputError(
                 f"output.name: {self.output.name!r} is no plain name; give one without slashes, "
@@ -201,13 +256,17 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def to_toml(config: Config, *, comments: bool = False) -> str:
-    """`config` as TOML that `load_config` reads back; with `comments`, each setting's meaning beside it."""
+    """`config` as TOML that `load_config` reads back; with `comments`, each setting's meaning beside it,
+    and those without a value too, behind a #."""
     lines, meaning = [], settings(Config)
-    for section, values in config.model_dump(exclude_none=True).items():
+    for section, values in config.model_dump().items():
         lines += [f"[{section}]"]
         for key, value in values.items():
-            line = f"{key} = {_toml_value(value)}"
-            lines.append(f"{line:<32}# {meaning[f'{section}.{key}'].description}" if comments else line)
+            line = f"# {key} =" if value is None else f"{key} = {_toml_value(value)}"
+            if comments:
+                lines.append(f"{line:<32}# {meaning[f'{section}.{key}'].description}")
+            elif value is not None:
+                lines.append(line)
         lines.append("")
     return "\n".join(lines)
 

@@ -1,10 +1,20 @@
 """What a person sees while an experiment runs: a bar on a terminal, a few plain lines elsewhere."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.history import Row, speed
@@ -67,6 +77,33 @@ def plain(console: Console, rounds: int) -> Reporter:
             _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {_rate(seen)}{left}")
 
     return Reporter(built, advanced, lambda: None)
+
+
+@contextmanager
+def download() -> Iterator[Callable[[str, int, int | None], None]]:
+    """What is told of a download's name, done and total bytes: a bar on a terminal, a line per file elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            if name not in seen:
+                seen.add(name)
+                _print(console, f"{name}: {(total or 0) / 1e6:.1f} MB")
+
+        yield tell
+        return
+    tasks: dict[str, TaskID] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield show
 
 
 def describe(experiment: Experiment) -> str:

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +16,12 @@ import numpy as np
 import fedjax_sim
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
-from fedjax_sim.core.round import init, make_round, select
-from fedjax_sim.core.simulate import make_evaluation, make_simulation
+from fedjax_sim.core.round import init
+from fedjax_sim.core.simulate import make_evaluation
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, Output, to_toml
+from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
 
 TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
@@ -113,38 +113,26 @@ def run(
 def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterator[tuple[list[Row], Divergence | None]]:
     """Rows as they come, and at the end the divergence if there is one."""
     config, training = experiment.config, experiment.config.training
-    cohort_size, block = training.clients_per_round, min(training.evaluate_every, training.rounds)
-    make = partial(
-        make_round,
-        experiment.algorithm,
-        batch_size=training.batch_size,
-        local_epochs=training.local_epochs,
-        local_steps=training.local_steps,
-        devices=devices,
-    )
+    block = min(training.evaluate_every, training.rounds)
     name = signature(
         experiment.model.params,
         devices,
         algorithm=config.algorithm.name,
         batch_size=training.batch_size,
-        cohort_size=cohort_size,
+        cohort_size=experiment.sampler.slots,
     )
     asked = config.execution.lanes
-    lanes = recall(name) if asked == "auto" else min(asked, cohort_size)
+    lanes = recall(name) if asked == "auto" else min(asked, experiment.sampler.slots)
     undecided = lanes is None
-    simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
+    driver = Driver(experiment, devices, lanes=lanes, block=block)
     evaluate = make_evaluation(experiment.model.metric_fn)
-    population = experiment.data.population(lambda tree: replicate(tree, devices))
-    test = jax.device_put(experiment.data.test, devices[0])
     state = replicate(init(experiment.algorithm, experiment.model.params, experiment.data.num_clients), devices)
-    key = replicate(jax.random.key(training.seed), devices)
 
     done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
     while done < training.rounds:
-        rounds = min(call, training.rounds - done, block - done % block)
+        rounds = min(call, training.rounds - done, block - done % block, driver.rounds_left_in_phase(done))
         began = time.perf_counter()
-        state, metrics = simulate(state, population, key, rounds)
-        metrics = jax.tree.map(np.asarray, metrics)
+        state, metrics = driver.advance(state, done, rounds)
         if done:
             seconds = (time.perf_counter() - began) / rounds
             call = max(1, int(CALL_SECONDS / seconds))
@@ -158,7 +146,8 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
                 return
         done += rounds
         divergence = None
-        if done % block == 0 or done == training.rounds:
+        test = driver.test(done - 1) if done % block == 0 or done == training.rounds else None
+        if test is not None:
             params = jax.device_put(state.params, devices[0])
             values = jax.tree.map(float, evaluate(params, test))
             rows[-1] = with_test(rows[-1], values)
@@ -169,11 +158,12 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
             return
         if undecided and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS:  # what is done is written by now
             undecided = False
-            cohort = select(population, np.arange(cohort_size))
-            tried = tune_lanes(lambda n: make(lanes=n), state, cohort, key, candidates(cohort_size, devices))
+            cohort, key = driver.sample_cohort(done - 1)
+            widths = candidates(experiment.sampler.slots, devices)
+            tried = tune_lanes(lambda n: driver.round_fn(n), state, cohort, key, widths)
             lanes = min(tried, key=lambda n: tried[n])
             remember(name, lanes)
-            simulate = make_simulation(make(lanes=lanes), cohort_size=cohort_size, max_rounds=block)
+            driver.use_lanes(lanes)
 
 
 def _devices(config: Config) -> list[Any]:
@@ -181,7 +171,7 @@ def _devices(config: Config) -> list[Any]:
     if asked != "auto" and asked > len(available):
         raise InputError(f'execution.devices: {asked}, but there are {len(available)}; give fewer, or "auto"')
     count = len(available) if asked == "auto" else asked
-    return available[: min(count, config.training.clients_per_round)]
+    return available[: min(count, config.training.clients_per_round or count)]
 
 
 def make_folder(config: Config) -> Path:

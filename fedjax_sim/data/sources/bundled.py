@@ -4,6 +4,7 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.data.federated import Dataset
+from fedjax_sim.data.sources.prepare import standardise
 
 
 def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -14,7 +15,7 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     inputs = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     return _split(inputs, labels, 10, test_fraction, seed, "scikit-learn digits")
 
@@ -27,15 +28,10 @@ def breast_cancer(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """
     from sklearn.datasets import load_breast_cancer
 
-    features, labels = load_breast_cancer(return_X_y=True)
+    features, labels = (np.asarray(array) for array in load_breast_cancer(return_X_y=True))
     split = _split(features, labels, 2, test_fraction, seed, "scikit-learn breast_cancer")
-    mean, deviation = split.train["inputs"].mean(0), split.train["inputs"].std(0)
-    parts = (
-        {**part, "inputs": ((part["inputs"] - mean) / deviation).astype(np.float32)}
-        for part in (split.train, split.test)
-    )
-    train, test = parts
-    return split._replace(train=train, test=test)
+    train, test = standardise(split.train["inputs"], split.test["inputs"])
+    return split._replace(train={**split.train, "inputs": train}, test={**split.test, "inputs": test})
 
 
 def _split(

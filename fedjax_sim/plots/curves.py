@@ -1,12 +1,11 @@
-"""Figures of a history. They read recorded rows and never a live object; nothing global in matplotlib is touched."""
+"""The course of a run, from recorded rows and never from a live object."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim.experiment.history import Row, column
-
-BLUE, ORANGE, GREEN, GREY = "#0b6fa4", "#d95f02", "#1b8a5a", "#5f6368"
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel
 
 
 def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
@@ -21,16 +20,10 @@ def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
     Returns:
       `path`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 7, title)
     axes = figure.subplots(2, 2, sharex=True)
-    if title:
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
 
-    accuracy = _panel(axes[0, 0], "Test accuracy", "share classified rightly")
+    accuracy = panel(axes[0, 0], "Test accuracy", "share classified rightly")
     rounds, shares = column(rows, "test_accuracy")
     accuracy.plot(rounds, shares, color=BLUE, marker="o", markersize=3)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -43,20 +36,20 @@ def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
     else:
         accuracy.annotate("not evaluated yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
 
-    loss = _panel(axes[0, 1], "Loss", "cross-entropy, nats per example")
+    loss = panel(axes[0, 1], "Loss", "cross-entropy, nats per example")
     _line(loss, rows, "loss_before", "clients, first local step (global model)", ORANGE)
     _line(loss, rows, "loss_after", "clients, last local step (own model)", GREEN, alpha=0.5)
     _line(loss, rows, "test_loss", "test set (global model)", BLUE, marker="o", markersize=3)
     _legend(loss)
     _log_if_wide(loss, rows, ("loss_before", "loss_after", "test_loss"))
 
-    norms = _panel(axes[1, 0], "Size of the updates", "L2 norm")
+    norms = panel(axes[1, 0], "Size of the updates", "L2 norm")
     _line(norms, rows, "update_norm", "mean over clients", ORANGE)
     _line(norms, rows, "aggregate_norm", "aggregate", BLUE)
     norms.set_ylim(bottom=0)
     _legend(norms)
 
-    diversity = _panel(axes[1, 1], "Gradient diversity", "mean squared norm / squared mean's norm")
+    diversity = panel(axes[1, 1], "Gradient diversity", "mean squared norm / squared mean's norm")
     _line(diversity, rows, "gradient_diversity", None, GREEN)
     clients = rows[-1]["clients"] if rows else 1
     _level(diversity, 1, "1: all clients agree")
@@ -70,15 +63,6 @@ def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, format="png")
     return Path(path)
-
-
-def _panel(axis: Any, title: str, label: str) -> Any:
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axis.set_ylabel(label, fontsize=9)
-    axis.grid(color="#e3e5e8", linewidth=0.7)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=9)
-    return axis
 
 
 def _line(axis: Any, rows: Sequence[Row], name: str, label: str | None, color: str, **style: Any) -> None:

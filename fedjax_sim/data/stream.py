@@ -1,0 +1,154 @@
+"""Cohorts of a population that stays on the host or on disk: each is the clients' own flat slice, read ahead.
+
+The round function is the same as for resident data, and so are its results: only where a client's rows lie differs.
+"""
+
+import mmap
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim import _validate
+from fedjax_sim._validate import InputError
+from fedjax_sim.core.types import Cohort
+from fedjax_sim.data.federated import FederatedData, narrowed
+
+
+def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> Cohort:
+    """The cohort of the clients `ids` with their examples alone, as host arrays.
+
+    Args:
+      data: in memory, or mapped from files, of which only the cohort's rows are read and none stay mapped in.
+      ids: int[C], or int[R, C] for the cohorts of R rounds in one slice; -1 for an empty slot.
+      rows: length of the slice, padded with zeros, so that cohorts of different size share one compiled round.
+
+    Raises:
+      InputError: a client that does not exist, or more examples than `rows`.
+    """
+    shape = np.shape(ids)
+    ids, held, firsts, sizes = _located(data, ids)
+    total = int(sizes.sum())
+    if rows is not None and total > rows:
+        raise InputError(f"rows: {rows} are too few for a cohort of {total} examples; give more")
+    starts = np.cumsum(sizes) - sizes
+    length = max(total, 1) if rows is None else rows
+    examples = {}
+    for field, array in data.examples.items():
+        out = np.zeros((length, *array.shape[1:]), array.dtype)
+        _read(array, firsts, sizes, out)
+        examples[field] = narrowed(field, out)
+    return Cohort(*(x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held)), examples)
+
+
+def _located(data: FederatedData, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, the same with 0 for an empty slot, first rows and sizes, int64[C] each."""
+    ids = np.asarray(ids, np.int64).ravel()
+    wrong = ids[(ids < -1) | (ids >= data.num_clients)]
+    if len(wrong):
+        raise InputError(f"ids: client {wrong[0]} does not exist; give numbers from -1 to {data.num_clients - 1}")
+    held = np.maximum(ids, 0)
+    firsts = np.array(data.offsets[held])
+    sizes = np.where(ids >= 0, data.offsets[held + 1] - firsts, 0)
+    _forget(data.offsets)
+    return ids, held, firsts, sizes
+
+
+def _forget(array: np.ndarray) -> None:
+    """Unmaps a file's pages, or all that were ever touched would count as this process's memory."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def _read(array: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+    """Copies the clients' rows one after another into `out`."""
+    clients = [(first, size) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True) if size]
+    place, width = 0, out[:1].nbytes
+    mapped = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous
+    if not (mapped and width and array.filename and hasattr(os, "preadv") and hasattr(os, "posix_fadvise")):
+        for first, size in clients:
+            out[place : place + size] = array[first : first + size]
+            place += size
+        return
+    # read, not paged in: a third of the time, and the pages do not count as this process's memory
+    target, file = memoryview(out.view(np.uint8)).cast("B"), os.open(array.filename, os.O_RDONLY)
+    try:
+        for first, size in clients:  # asks for all of them at once, before waiting for the first
+            os.posix_fadvise(file, array.offset + first * width, size * width, os.POSIX_FADV_WILLNEED)
+        for first, size in clients:
+            piece = target[place * width : (place + size) * width]
+            if os.preadv(file, [piece], array.offset + first * width) != len(piece):
+                raise InputError(f"{array.filename}: it ends before row {first + size}; write the federation again")
+            place += size
+    finally:
+        os.close(file)
+
+
+def stream(
+    data: FederatedData,
+    cohorts: Iterable[np.ndarray],
+    *,
+    place: Callable[[Any], Any] = jax.device_put,
+    ahead: int = 2,
+) -> Iterator[Cohort]:
+    """The cohorts with their examples on the device, read and copied by a thread while earlier rounds compute.
+
+    Args:
+      data: in memory or mapped from files.
+      cohorts: client ids of each round, int[C], or of R rounds at once, int[R, C]; -1 for an empty slot. Several rounds
+        in one slice, for `make_simulation`, save most of the cost of handing each over.
+      place: puts a pytree of host arrays where the round wants it.
+      ahead: cohorts prepared beyond the one in use, at least 1; they take memory.
+
+    Yields:
+      One `Cohort` for each entry of `cohorts`. Slices are padded to a common length, which grows by a quarter or more
+      when a cohort needs it; every growth compiles the round again.
+
+    Raises:
+      InputError: as `gather`; errors of `cohorts` itself are passed on.
+    """
+    _validate.whole("ahead", ahead)
+    ready: queue.Queue[Any] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        rows = 0
+        try:
+            for ids in cohorts:
+                needed = int(_located(data, ids)[3].sum())
+                if needed > rows:
+                    rows = _rounded(needed * 5 // 4)  # room for the next, too
+                put(place(gather(data, ids, rows=rows)))
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # whatever it is, it belongs to the thread that asked
+            put(error)
+
+    thread = threading.Thread(target=work, name="cohorts", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _rounded(rows: int) -> int:
+    """`rows` rounded up to a multiple of an eighth of the power of two below it."""
+    step = max(1, 1 << max(0, rows.bit_length() - 4))
+    return -(-max(rows, 1) // step) * step

@@ -1,0 +1,177 @@
+"""From a configuration to the federation it describes: source, class balance, partition, dials, drift."""
+
+import inspect
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.data import (
+    DISAGREEMENTS,
+    DRIFTS,
+    PARTITIONS,
+    SHIFTS,
+    SOURCES,
+    Dataset,
+    FederatedData,
+    Phase,
+    by_column,
+    federate,
+    long_tail,
+    make_sampler,
+    open_store,
+)
+from fedjax_sim.data.sampling import Sampler
+from fedjax_sim.experiment.config import Config, Data, Section
+from fedjax_sim.experiment.explain import look_up
+
+STORE, COLUMN = "store", "column"
+DEFAULT_PARTITION, DEFAULT_CLIENTS, DEFAULT_COHORT = "dirichlet", 20, 10
+SHIFTED_BYTES = 4e9  # of a federation on disk, up to which dials copy it into memory
+
+# settings of [data] that are no options of a source or a partition
+_COMMON = ("name", "path", "partition", "clients", "local_test_fraction", "seed")
+
+
+class Federation(NamedTuple):
+    """The clients' data over the rounds, and how cohorts are drawn."""
+
+    config: Config  # with everything filled in that was left to the data
+    phases: tuple[Phase, ...]  # the first starts in round 0
+    sampler: Sampler
+
+
+def make_federation(config: Config) -> Federation:
+    """Loads the data, deals it out, and turns the dials.
+
+    Raises:
+      InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
+    """
+    look_up("heterogeneity.drift", config.heterogeneity.drift, {"none": None, **DRIFTS})
+    settings, data = _dealt(config)
+    data = _dialled(config, data)
+    phases = [Phase(0, data)]
+    if config.heterogeneity.drift_round is not None:
+        change = DRIFTS[config.heterogeneity.drift]
+        changed = change(data, config.heterogeneity.drift_severity, seed=config.data.seed)
+        phases.append(Phase(config.heterogeneity.drift_round - 1, changed))
+        if phases[1].start == 0:
+            del phases[0]
+    training = config.training
+    cohort = training.clients_per_round or min(DEFAULT_COHORT, data.num_clients)
+    try:
+        sampler = make_sampler(training.sampling, data.offsets, cohort)
+    except InputError as error:
+        path = {"sampling": "sampling", "cohort_size": "clients_per_round"}[str(error).partition(":")[0]]
+        raise InputError(f"training.{path}:{str(error).partition(':')[2]}") from None
+    training = training.model_copy(update={"clients_per_round": cohort})
+    return Federation(config.model_copy(update={"data": settings, "training": training}), tuple(phases), sampler)
+
+
+def _dealt(config: Config) -> tuple[Data, FederatedData]:
+    """The settings of [data] as they were used, and the federation they give."""
+    data = config.data
+    if data.name == STORE:
+        _refuse_unknown(data, [])
+        opened = open_store(data.path)
+        return _settled(data, STORE, opened, {}), opened
+    load = look_up("data.name", data.name, SOURCES)
+    splits = {"auto": None, COLUMN: by_column, **PARTITIONS}
+    split = look_up("data.partition", data.partition, splits)
+    if split is not None:
+        _refuse_unknown(data, [load, split])
+    dataset = _called(data, load, {"clients": data.clients or _default(load, "clients")})
+    if split is None:
+        split = by_column if "client" in dataset.columns else PARTITIONS[DEFAULT_PARTITION]
+        _refuse_unknown(data, [load, split])
+    dataset = _unbalanced(config, dataset)
+    if split is by_column:
+        if data.local_test_fraction:
+            raise InputError("data.local_test_fraction: clients by column have their own test rows; leave it out")
+        dealt = _called(data, split, {}, dataset)
+    else:
+        parts = _called(data, split, {}, dataset.train["labels"], data.clients or DEFAULT_CLIENTS)
+        dealt = federate(dataset, parts, local_test_fraction=data.local_test_fraction, seed=data.seed)
+    name = next(name for name, function in splits.items() if function is split)
+    return _settled(data, name, dealt, {**_options(data, load), **_options(data, split)}), dealt
+
+
+def _options(data: Data, function: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a function knows: those given, and the function's own defaults for the rest."""
+    parameters = inspect.signature(function).parameters
+    known = [option for option in type(data).model_fields if option in parameters and option not in _COMMON]
+    given = {option: getattr(data, option) for option in known}
+    return {option: parameters[option].default if value is None else value for option, value in given.items()}
+
+
+def _refuse_unknown(data: Data, functions: Sequence[Callable[..., Any]]) -> None:
+    """Nothing is set that would be ignored."""
+    known = {*_COMMON, *(name for function in functions for name in inspect.signature(function).parameters)}
+    for option in type(data).model_fields:
+        if option not in known and getattr(data, option) is not None:
+            raise InputError(
+                f"data.{option}: no option of data set {data.name!r} with partition {data.partition!r}; leave it out"
+            )
+    if data.path and functions and "path" not in inspect.signature(functions[0]).parameters:
+        raise InputError(f"data.path: {data.path!r} is not used, for {data.name} brings its own data; leave it out")
+
+
+def _default(function: Callable[..., Any], name: str) -> Any:
+    parameters = inspect.signature(function).parameters
+    return parameters[name].default if name in parameters else None
+
+
+def _called(data: Data, function: Callable[..., Any], more: dict[str, Any], *given: Any) -> Any:
+    """`function(*given, ...)` with the options that it knows, and errors that name the setting."""
+    parameters = inspect.signature(function).parameters
+    keywords = {"path": data.path, "seed": data.seed, **more, **_options(data, function)}
+    try:
+        return function(
+            *given, **{name: value for name, value in keywords.items() if name in list(parameters)[len(given) :]}
+        )
+    except InputError as error:
+        named = str(error).partition(":")[0] in type(data).model_fields
+        raise (InputError(f"data.{error}") if named else error) from None
+
+
+def _unbalanced(config: Config, dataset: Dataset) -> Dataset:
+    ratio = config.heterogeneity.imbalance
+    if ratio == 1:
+        return dataset
+    rows = long_tail(dataset.train["labels"], ratio, seed=config.data.seed)
+    return dataset._replace(
+        train={field: array[rows] for field, array in dataset.train.items()},
+        columns={name: values[rows] for name, values in dataset.columns.items()},
+    )
+
+
+def _settled(data: Data, partition: str, dealt: FederatedData, options: dict[str, Any]) -> Data:
+    if data.clients not in (None, dealt.num_clients):
+        raise InputError(
+            f"data.clients: {data.clients}, but {dealt.source} has {dealt.num_clients} of its own; leave it out"
+        )
+    return data.model_copy(update={**options, "partition": partition, "clients": dealt.num_clients})
+
+
+def _dialled(config: Config, data: FederatedData) -> FederatedData:
+    """`data` with every dial turned that is not at 0, feature shifts first."""
+    section: Section = config.heterogeneity
+    for name, dial in {**SHIFTS, **DISAGREEMENTS}.items():
+        if severity := getattr(section, name):
+            held = sum(array.nbytes for array in data.examples.values() if isinstance(array.base, mmap.mmap))
+            if held > SHIFTED_BYTES:
+                raise InputError(
+                    f"heterogeneity.{name}: it would copy {held / 1e9:.0f} GB from disk into memory; "
+                    "apply it before writing the federation"
+                )
+            data = dial(data, severity, seed=config.data.seed)
+    return data
+
+
+def test_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
+    """What the global model is tested on: the global test set, else all that clients keep for testing."""
+    if data.test is not None or data.local_test is None:
+        return data.test
+    return data.local_test.examples

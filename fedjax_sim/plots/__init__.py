@@ -1,0 +1,6 @@
+"""Figures, as PNG files."""
+
+from fedjax_sim.plots.curves import curves
+from fedjax_sim.plots.portrait import portrait
+
+__all__ = ["curves", "portrait"]

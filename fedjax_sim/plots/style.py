@@ -1,0 +1,28 @@
+"""What all figures share. Nothing global in matplotlib is touched."""
+
+from typing import Any
+
+BLUE, ORANGE, GREEN, GREY = "#0b6fa4", "#d95f02", "#1b8a5a", "#5f6368"
+
+
+def new_figure(width: float, height: float, title: str = "") -> Any:
+    """A figure of that many inches at 150 dots an inch, drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    return figure
+
+
+def panel(axis: Any, title: str, label: str) -> Any:
+    """Titles and a quiet grid for one pair of axes, which is returned."""
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axis.set_ylabel(label, fontsize=9)
+    axis.grid(color="#e3e5e8", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=9)
+    return axis
