@@ -159,7 +159,7 @@ BAD = {
     "misspelt partition": (["run", "--set", "data.partition=iidd"], ["data.partition: 'iidd'"]),
     "bad weighting": (["run", *QUICK, "--set", "algorithm.weighting=x"], ["algorithm.weighting: 'x'"]),
     "foreign option": (["run", *QUICK, "--set", "algorithm.fraction=0.1"], ["algorithm.fraction: fedavg has no such"]),
-    "too many clients": (["run", *QUICK, "--set", "data.clients=1000"], ["data.clients: 1000", "1437"]),
+    "too many clients": (["run", *QUICK, "--set", "data.clients=2000"], ["data.clients: 2000", "1437"]),
     "no folder": (["run", "--set", "data.name=idx"], ["data.path: it is empty"]),
     "folder without data": (["run", "--set", "data.name=mnist", "--set", "data.path=empty"], ["no such file"]),
     "truncated file": (["run", "--set", "data.name=idx", "--set", "data.path=idx"], ["16 bytes", "fetch the file"]),

@@ -161,7 +161,7 @@ def test_drift_shows_in_the_losses(tmp_path: Path, memory: str) -> None:
     drifting = losses(tmp_path / "drifting", *common, "heterogeneity.drift=concept", "heterogeneity.drift_round=6")
     assert drifting[:4] == steady[:4]
     assert drifting[4]["loss_before"] == steady[4]["loss_before"]
-    assert drifting[5]["loss_before"] > 2 * steady[5]["loss_before"]
+    assert drifting[5]["loss_before"] > 1.5 * steady[5]["loss_before"]
 
 
 def test_a_population_without_a_global_test_set_is_tested_on_the_clients_own(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_archives_that_cannot_be_used(
     one_line(error, remote.name, found)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES])
+@pytest.mark.parametrize("name", list(FILES))
 def test_the_registry_is_complete(name: str) -> None:
     assert name in SOURCES
     for remote in FILES[name]:

@@ -8,12 +8,28 @@ from pathlib import Path
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_program_in_the_readme_runs_and_learns():
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def output(program: str, folder: Path) -> str:
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    weights = [float(w) for w in re.findall(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+\.", done.stdout)[:5]]
+    return done.stdout
+
+
+def test_the_first_program_in_the_readme_runs_and_learns(tmp_path: Path):
+    weights = [float(w) for w in re.findall(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+\.", output(PROGRAMS[0], tmp_path))[:5]]
     assert all(abs(w - wanted) < 0.01 for w, wanted in zip(weights, range(5), strict=True))
+
+
+def test_the_second_program_makes_the_federations_it_says(tmp_path: Path):
+    stored, made = output(PROGRAMS[1], tmp_path).splitlines()
+    assert stored.startswith("(20, 5) 0.2")
+    divergence, shift = map(float, made.split())
+    assert divergence > 0.4
+    assert shift > 0.2
+    assert len(PROGRAMS) == 2
 
 
 def test_ci_calls_the_readmes_test_command():

@@ -56,8 +56,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, sizes, kind, named, own_te
     assert write_store(folder, iter(records), test=clients[0], classes=3, source="mine") == folder
     data = open_store(folder, verify=True)
     np.testing.assert_array_equal(data.offsets, np.concatenate([[0], np.cumsum(sizes)]))
-    assert_same(data, from_clients(clients, test=clients[0])._replace(
-        names=data.names, local_test=data.local_test, attributes=data.attributes, classes=3, source="mine"))  # fmt: skip
+    own = {"names": data.names, "local_test": data.local_test, "attributes": data.attributes}
+    assert_same(data, from_clients(clients, test=clients[0])._replace(**own, classes=3, source="mine"))
     assert all(isinstance(array, np.memmap) for array in data.examples.values())
     assert not data.examples["inputs"].flags.writeable
     for i, record in enumerate(records):

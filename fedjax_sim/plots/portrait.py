@@ -92,12 +92,12 @@ def _labels(axis: Any, data: FederatedData, clients: np.ndarray, counts: np.ndar
     if many:
         stacked = stacked[stacked.sum(1) > 0]
         stacked = np.stack([part.mean(0) for part in np.array_split(stacked, min(BINS, len(stacked)))])
-    bottoms, width = np.cumsum(stacked, 1) - stacked, len(clients) / len(stacked)
+    bottoms, width, gap = np.cumsum(stacked, 1) - stacked, len(clients) / len(stacked), 0.0 if many else 0.15
     places = (np.arange(len(stacked)) + 0.5) * width - 0.5
     for k, (color, name) in enumerate(zip(colors, names, strict=True)):
         if stacked[:, k].any():
-            axis.bar(places, stacked[:, k], width * (1 if many else 0.85), bottom=bottoms[:, k], color=color, label=name,
-                     linewidth=0, snap=not many)  # fmt: skip
+            style = {"color": color, "label": name, "linewidth": 0, "snap": not many}
+            axis.bar(places, stacked[:, k], width * (1 - gap), bottom=bottoms[:, k], **style)
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.grid(visible=False)

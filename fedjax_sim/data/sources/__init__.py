@@ -19,6 +19,7 @@ from fedjax_sim.data.sources.medmnist import breastmnist, medmnist, pneumoniamni
 from fedjax_sim.data.sources.places import cache_folder, find
 from fedjax_sim.data.sources.table import csv, parquet
 from fedjax_sim.data.sources.text import shakespeare
+from fedjax_sim.data.synthetic import fcube, synthetic
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -36,6 +37,8 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "huggingface": huggingface,
     "heart_disease": heart_disease,
     "shakespeare": shakespeare,
+    "synthetic": synthetic,
+    "fcube": fcube,
 }
 
 __all__ = [

@@ -36,8 +36,8 @@ def shakespeare(*, path: str = "", stride: int = 20) -> Dataset:
 
     Args:
       path: a file of JSON lines {"play": ..., "role": ..., "speeches": [...]}, or the folder that holds it as
-        roles.jsonl; by default $FEDJAX_SIM_DATA/shakespeare. 39 plays make 671 roles and, at the default stride, 165,529
-        training and 43,107 test windows: 17 MB, and 60 MB for the columns.
+        roles.jsonl; by default $FEDJAX_SIM_DATA/shakespeare. 39 plays make 671 roles and, at the default stride,
+        165,529 training and 43,107 test windows: 17 MB, and 60 MB for the columns.
       stride: characters from one window to the next. LEAF takes 1, which makes 20 times as many.
 
     Returns:
