@@ -138,10 +138,10 @@ def write_data(
     from fedjax_sim.experiment.config import load_config
     from fedjax_sim.experiment.federation import make_federation
 
-    phases = make_federation(load_config(config, overrides or [])).phases
-    if len(phases) > 1:
+    phase, *later = make_federation(load_config(config, overrides or [])).phases
+    if later:
         raise InputError("heterogeneity.drift: a federation on disk does not change; leave it out, or write two")
-    save(folder, phases[0].data)
+    save(folder, phase.data)
     typer.echo(f"Written to {folder}; use it with --set data.name=store --set data.path={folder}")
 
 

@@ -23,6 +23,14 @@ def same(a: FederatedData, b: FederatedData) -> bool:
     return all(np.array_equal(a.examples[field], b.examples[field]) for field in a.examples)
 
 
+@pytest.mark.parametrize("sampling", SAMPLERS)
+def test_every_sampler_is_a_setting(sampling: str) -> None:
+    federation = made(f"training.sampling={sampling}", "training.clients_per_round=4")
+    cohort = federation.sampler.draw(0, 0)
+    assert len(cohort) >= 4
+    assert cohort.max() < 20
+
+
 def test_every_dial_is_a_setting() -> None:
     dials = {name for name, field in Heterogeneity.model_fields.items() if field.default == 0.0}
     assert dials == {*SHIFTS, *DISAGREEMENTS}
@@ -112,6 +120,7 @@ BAD = {
     "heterogeneity.affine=1": "affine",
     "data.name=breast_cancer heterogeneity.blur=1": "blur",
     "data.partition=list": "data.owners",
+    "data.alpha=0": "data.alpha: 0",
 }
 
 
@@ -131,7 +140,7 @@ def losses(folder: Path, *overrides: str) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "elapsed_seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("sampling", SAMPLERS)
+@pytest.mark.parametrize("sampling", ["uniform", "poisson"])  # drawn on the device, and from a table
 def test_streamed_and_resident_runs_write_the_same_history(tmp_path: Path, sampling: str) -> None:
     a, b = (
         losses(tmp_path / m, f"execution.memory={m}", f"training.sampling={sampling}") for m in ("device", "stream")
@@ -192,7 +201,7 @@ def test_tiny_clients_and_classes_nobody_has(tmp_path: Path) -> None:
     owners[0], owners[1:3], owners[3:40] = 1, 2, 3  # client 0 has nothing, client 1 one example
     np.savetxt(tmp_path / "owners.txt", owners, "%d")
     rows = losses(
-        tmp_path / "a", "data.partition=list", f"data.owners={tmp_path / 'owners.txt'}", "data.clients=4",
+        tmp_path / "a", "data.partition=list", f"data.owners={tmp_path / 'owners.txt'}",
         "training.sampling=all", "training.batch_size=64", "data.min_examples=0",
     )  # fmt: skip
     assert [row["clients"] for row in rows] == [3] * 4

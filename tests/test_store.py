@@ -27,12 +27,9 @@ def examples(size: int, kind: str = "float32", seed: int = 0) -> dict[str, np.nd
 def assert_same(a: FederatedData, b: FederatedData) -> None:
     assert a.num_clients == b.num_clients
     assert (a.classes, a.source) == (b.classes, b.source)
-    for x, y in ((a.examples, b.examples), (a.test, b.test), (dict(a.attributes), dict(b.attributes))):
-        assert (x is None) == (y is None)
-        assert x is None or y is None or x.keys() == y.keys()
-        for field in x or {}:
-            assert x[field].dtype == y[field].dtype
-            np.testing.assert_array_equal(x[field], y[field])
+    for x, y in ((a.examples, b.examples), (a.test or {}, b.test or {}), (dict(a.attributes), dict(b.attributes))):
+        assert_equal(x, y)
+        assert [array.dtype for array in x.values()] == [array.dtype for array in y.values()]
     for i in range(a.num_clients):
         assert a.name(i) == b.name(i)
         assert_equal(a.client(i), b.client(i))

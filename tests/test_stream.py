@@ -113,7 +113,7 @@ def test_errors_and_early_ends_leave_no_thread(data):
         next(stream(data, [np.array([9])]))
     endless = stream(data, (np.array([i % 6]) for i in iter(int, 1)))
     next(endless)
-    endless.close()
+    endless.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert not [thread for thread in threading.enumerate() if thread.name == "cohorts"]
 
 
@@ -153,7 +153,7 @@ def test_a_billion_computed_clients_need_no_storage():
 
 def test_examples_that_do_not_fit_together_are_refused():
     def ragged(key, client):
-        return {"inputs": jnp.zeros((4, 5)), "labels": jnp.zeros(3, jnp.int32)}, 2
+        return {"inputs": jnp.zeros((4, 5)), "labels": jnp.zeros(3, jnp.int32)}, jnp.int32(2)
 
     def sizes(key, client):
         return {"inputs": jnp.zeros((4, 5))}, jnp.zeros(2, jnp.int32)

@@ -70,10 +70,10 @@ def test_inputs_have_the_given_mean_and_variances() -> None:
 
 
 def test_alpha_and_beta_are_deviations() -> None:
-    drawn = [_parameters(0.25, 0.5, False, 0, k) for k in range(3000)]
+    drawn = [_parameters(2.0, 3.0, False, 0, k) for k in range(3000)]
     tolerance = 5 / np.sqrt(2 * len(drawn))
-    assert abs(np.std([p.u for p in drawn]) / 0.25 - 1) < tolerance
-    assert abs(np.std([p.B for p in drawn]) / 0.5 - 1) < tolerance
+    assert abs(np.std([p.u for p in drawn]) / 2 - 1) < tolerance
+    assert abs(np.std([p.B for p in drawn]) / 3 - 1) < tolerance
     for entries in ([p.W[3, 4] - p.u for p in drawn], [p.b[2] - p.u for p in drawn], [p.v[5] - p.B for p in drawn]):
         assert abs(np.mean(entries)) < 5 / np.sqrt(len(drawn))
         assert abs(np.std(entries) - 1) < tolerance

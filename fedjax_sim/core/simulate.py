@@ -55,8 +55,8 @@ def make_simulation(
         state: RoundState, population: Source, key: Array, cohorts: Array | None, row: Array
     ) -> tuple[RoundState, RoundMetrics]:
         if isinstance(population, Cohort):
-            indices = (array[row] for array in population[:4])
-            return round_fn(state, Cohort(*indices, population.examples), key)
+            ids, starts, sizes, rows = (array[row] for array in population[:4])
+            return round_fn(state, Cohort(ids, starts, sizes, rows, population.examples), key)
         if cohorts is not None:
             return round_fn(state, select(population, cohorts[row]), key)
         ids = sample_uniform(stage_key(key, state.round, SAMPLE), clients_in(population), cohort_size or 0)

@@ -35,7 +35,7 @@ class ClientRecord(NamedTuple):
     examples: Mapping[str, Any]  # field -> array [examples, ...]
     name: str | None = None  # of all clients or of none
     test: Mapping[str, Any] | None = None  # what the client keeps for testing; of all clients or of none
-    attributes: Mapping[str, str | int | float] = NOTHING  # the same keys for all clients
+    attributes: Mapping[str, Any] = NOTHING  # strings and numbers, the same keys for all clients
 
 
 class _Growing:

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -42,7 +42,8 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
         out = np.zeros((length, *array.shape[1:]), array.dtype)
         _read(array, firsts, sizes, out)
         examples[field] = narrowed(field, out)
-    return Cohort(*(x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held)), examples)
+    ids, starts, sizes, held = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
+    return Cohort(ids, starts, sizes, held, examples)
 
 
 def _located(data: FederatedData, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -68,24 +69,30 @@ def _read(array: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, out: np.ndar
     """Copies the clients' rows one after another into `out`."""
     clients = [(first, size) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True) if size]
     place, width = 0, out[:1].nbytes
-    mapped = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous
-    if not (mapped and width and array.filename and hasattr(os, "preadv") and hasattr(os, "posix_fadvise")):
+    if not (_whole_file(array) and width and hasattr(os, "preadv") and hasattr(os, "posix_fadvise")):
         for first, size in clients:
             out[place : place + size] = array[first : first + size]
             place += size
         return
     # read, not paged in: a third of the time, and the pages do not count as this process's memory
-    target, file = memoryview(out.view(np.uint8)).cast("B"), os.open(array.filename, os.O_RDONLY)
+    name, start = str(array.filename), int(array.offset)
+    target, file = memoryview(out.view(np.uint8).reshape(-1).data), os.open(name, os.O_RDONLY)
     try:
         for first, size in clients:  # asks for all of them at once, before waiting for the first
-            os.posix_fadvise(file, array.offset + first * width, size * width, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(file, start + first * width, size * width, os.POSIX_FADV_WILLNEED)
         for first, size in clients:
             piece = target[place * width : (place + size) * width]
-            if os.preadv(file, [piece], array.offset + first * width) != len(piece):
-                raise InputError(f"{array.filename}: it ends before row {first + size}; write the federation again")
+            if os.preadv(file, [piece], start + first * width) != len(piece):
+                raise InputError(f"{name}: it ends before row {first + size}; write the federation again")
             place += size
     finally:
         os.close(file)
+
+
+def _whole_file(array: np.ndarray) -> TypeGuard[np.memmap]:
+    """The array maps a file as it lies there, and is no view of such an array."""
+    own = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename is not None
+    return own and array.flags.c_contiguous
 
 
 def stream(

@@ -43,7 +43,9 @@ class Data(Section):
     clients: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
         default=None, description="clients in the population; 20 unless the data say it"
     )
-    alpha: Positive | None = Field(default=None, description="Dirichlet concentration; smaller is more skew")
+    alpha: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Dirichlet concentration, smaller is more skew; spread of models, in synthetic data"
+    )
     column: str | None = Field(default=None, description="column whose values are the clients")
     owners: str | None = Field(default=None, description="file with one client number per training example")
     labels_per_client: Count | None = Field(default=None, description="labels that a client has")

@@ -92,7 +92,8 @@ def _dealt(config: Config) -> tuple[Data, FederatedData]:
             raise InputError("data.local_test_fraction: clients by column have their own test rows; leave it out")
         dealt = _called(data, split, {}, dataset)
     else:
-        parts = _called(data, split, {}, dataset.train["labels"], data.clients or DEFAULT_CLIENTS)
+        clients = data.clients or (DEFAULT_CLIENTS if _default(split, "clients") is inspect.Parameter.empty else None)
+        parts = _called(data, split, {}, dataset.train["labels"], clients)
         dealt = federate(dataset, parts, local_test_fraction=data.local_test_fraction, seed=data.seed)
     name = next(name for name, function in splits.items() if function is split)
     return _settled(data, name, dealt, {**_options(data, load), **_options(data, split)}), dealt
