@@ -61,6 +61,11 @@ def test_clients_of_a_round_and_of_the_population() -> None:
         load_config(None, ["training.clients_per_round=21", "data.clients=20"])
 
 
+def test_drift_after_the_end_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^heterogeneity.drift_round: 101 is after the last of 100 rounds; lower it$"):
+        load_config(None, ["heterogeneity.drift=prior", "heterogeneity.drift_round=101"])
+
+
 def test_what_is_left_open_is_listed_behind_a_hash() -> None:
     lines = to_toml(Config(), comments=True).splitlines()
     assert any(line.startswith("# alpha =") and "Dirichlet" in line for line in lines)

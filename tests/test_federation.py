@@ -25,10 +25,17 @@ def same(a: FederatedData, b: FederatedData) -> bool:
 
 @pytest.mark.parametrize("sampling", SAMPLERS)
 def test_every_sampler_is_a_setting(sampling: str) -> None:
-    federation = made(f"training.sampling={sampling}", "training.clients_per_round=4")
+    federation = made(f"training.sampling={sampling}", "training.clients_per_round=4", "algorithm.weighting=uniform")
     cohort = federation.sampler.draw(0, 0)
     assert len(cohort) >= 4
     assert cohort.max() < 20
+
+
+def test_sampling_by_size_says_when_size_counts_twice() -> None:
+    with pytest.warns(UserWarning, match=r"^training.sampling: by_size and weights by examples"):
+        made("training.sampling=by_size")
+    with pytest.raises(InputError, match=r"^training.sampling: by_size goes by the first rounds' sizes"):
+        made("training.sampling=by_size", "heterogeneity.drift=prior", "heterogeneity.drift_round=3")
 
 
 def test_every_dial_is_a_setting() -> None:

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -52,7 +53,8 @@ class Handler(BaseHTTPRequestHandler):
         body, cut, kind.cut = content[start:], kind.cut, None
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body if cut is None else body[:cut])
+        with suppress(ConnectionError):  # the other side may have seen enough
+            self.wfile.write(body if cut is None else body[:cut])
 
     def log_message(self, format: str, *args: object) -> None:
         pass

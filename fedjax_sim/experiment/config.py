@@ -197,6 +197,11 @@ class Config(Section):
             raise InputError(
                 f"heterogeneity.drift_round: {hetero.drift_round} with drift {hetero.drift!r}; set both or neither"
             )
+        if (hetero.drift_round or 1) > training.rounds:
+            raise InputError(
+                f"heterogeneity.drift_round: {hetero.drift_round} is after the last of {training.rounds} rounds; "
+                "lower it"
+            )
         if self.output.name in (".", "..") or any(c in self.output.name for c in "/\\\0"):
             raise InputError(
                 f"output.name: {self.output.name!r} is no plain name; give one without slashes, "

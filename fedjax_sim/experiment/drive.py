@@ -14,7 +14,7 @@ from fedjax_sim.core.simulate import make_simulation
 from fedjax_sim.core.types import Cohort, RoundMetrics, RoundState
 from fedjax_sim.data import FederatedData, draw_rounds, phase_at, stream
 from fedjax_sim.experiment.build import Experiment
-from fedjax_sim.experiment.federation import test_examples
+from fedjax_sim.experiment.federation import held_out_examples
 
 SLICE_BYTES = 32e6  # about how much is handed over at once
 STREAM_BYTES = 1e9  # of a federation on disk, from which on it is not loaded whole
@@ -103,7 +103,7 @@ class Driver:
         if phase.start == self.start:
             return
         self.start = phase.start
-        held = test_examples(phase.data)
+        held = held_out_examples(phase.data)
         self.held_out = None if held is None else jax.device_put(held, self.devices[0])
         if self.streams:
             self.cohorts = stream(phase.data, self._tables(round, phase.data), place=self.place)

@@ -2,6 +2,7 @@
 
 import inspect
 import mmap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,16 @@ def make_federation(config: Config) -> Federation:
         if phases[1].start == 0:
             del phases[0]
     training = config.training
+    if training.sampling == "by_size":
+        if config.heterogeneity.drift == "prior":
+            raise InputError(
+                "training.sampling: by_size goes by the first rounds' sizes, which drift moves; use another"
+            )
+        if config.algorithm.weighting != "uniform":
+            text = (
+                "training.sampling: by_size and weights by examples count sizes twice; set algorithm.weighting=uniform"
+            )
+            warnings.warn(text, stacklevel=2)
     cohort = training.clients_per_round or min(DEFAULT_COHORT, data.num_clients)
     try:
         sampler = make_sampler(training.sampling, data.offsets, cohort)
@@ -171,7 +182,7 @@ def _dialled(config: Config, data: FederatedData) -> FederatedData:
     return data
 
 
-def test_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
+def held_out_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
     """What the global model is tested on: the global test set, else all that clients keep for testing."""
     if data.test is not None or data.local_test is None:
         return data.test
