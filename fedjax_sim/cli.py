@@ -171,6 +171,8 @@ def main() -> None:
         if not isinstance(error, InputError):
             raise
         _fail(error)
+    except BrokenPipeError:  # whoever read the output has gone, `head` for instance
+        os._exit(141)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         _leave(130)

@@ -181,6 +181,9 @@ def _features(part: Any, data: FederatedData, clients: np.ndarray) -> None:
     axis = panel(part.subplots(), "Feature means", "client")
     picture = axis.imshow(shifts, cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
     axis.grid(visible=False)
+    if np.nanmax(np.abs(shifts), initial=0.0) < 1e-3:
+        text = "no differences: every client was standardised by itself"
+        axis.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
     axis.set_xlabel("feature", fontsize=9)
     step = max(1, len(chosen) // 12)
     names = [data.name(int(i)) for i in chosen[::step]]
