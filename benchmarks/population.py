@@ -6,9 +6,9 @@ population is written to disk by streaming, opened, and trained on (multinomial 
 examples, 20 on average) need no disk. Every measurement is a process of its own; its peak of resident memory (VmHWM)
 is reported.
 
-The limit: a round computes 94 MFLOP, about 5 ms on two cores, and reads 100 places of 16 KB. From the page cache that is
-1 ms, beside the computing; from a disk it is as many rounds/s as the disk has random reads/s, over 100, which is measured
-in the same run.
+The limit: a round computes 94 MFLOP, about 5 ms on two cores, and reads 100 places of 16 KB. From the page cache that
+is 1 ms, beside the computing; from a disk it is as many rounds/s as the disk has random reads/s, over 100, which is
+measured in the same run.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def apart(**job: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
-    parser.add_argument("--computed", type=int, nargs="+", default=[1000, 1_000_000, 1_000_000_000])
+    parser.add_argument("--computed", type=int, nargs="*", default=[1000, 1_000_000, 1_000_000_000])
     parser.add_argument("--seconds", type=float, default=10.0, help="of training, for each population")
     parser.add_argument("--folder", help="where populations are written and kept; by default a temporary folder")
     parser.add_argument("--resident", type=int, default=10_000, help="populations up to this are also held in memory")
