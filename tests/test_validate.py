@@ -180,7 +180,7 @@ def test_losses_that_are_not_one_per_example(federation, name, kind):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None])
-def test_counts_of_runs_and_evaluation(federation, value):
+def test_counts_of_runs_and_evaluation(federation, value: Any):
     round_fn = fs.make_round(make_algorithm("fedavg"), batch_size=4)
     if value is not None:  # then the caller gives the cohorts
         refuses(lambda: fs.make_simulation(round_fn, cohort_size=value, max_rounds=1), f"cohort_size: {value!r}")
