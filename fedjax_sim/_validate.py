@@ -101,6 +101,17 @@ def leading(name: str, examples: Any) -> int:
     return lengths[0][0]
 
 
+def client_ids(ids: Any, num_clients: int) -> np.ndarray:
+    """`ids` as an array, when they are whole numbers from -1, for nobody, to `num_clients - 1`."""
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"ids: dtype {array.dtype}; give whole numbers")
+    wrong = array[(array < -1) | (array >= num_clients)]
+    if wrong.size:
+        raise InputError(f"ids: client {wrong[0]} does not exist; give numbers from -1 to {num_clients - 1}")
+    return array
+
+
 def cohort(cohort_arrays: dict[str, Any], examples: Any) -> None:
     """Ids, starts, sizes and rows are integer vectors of one length; examples share their leading axis."""
     shapes = {name: tuple(array.shape) for name, array in cohort_arrays.items()}

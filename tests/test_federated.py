@@ -6,7 +6,7 @@ import pytest
 from conftest import one_line
 
 from fedjax_sim import InputError
-from fedjax_sim.data import Dataset, FederatedData, federate, from_clients
+from fedjax_sim.data import Dataset, FederatedData, by_column, federate, from_clients
 
 
 def small_dataset() -> Dataset:
@@ -29,6 +29,8 @@ def test_federate_keeps_rows_and_order() -> None:
 @pytest.mark.parametrize(
     ("parts", "found"),
     [
+        ([np.array([0.5])], "parts[0]: float64[1]; give row numbers"),
+        ([np.array([2]), np.ones(10, bool)], "parts[1]: bool[10]; give row numbers"),
         ([], "no client has an example"),
         ([np.array([], int)], "no client has an example"),
         ([np.array([10])], "rows 10 to 10; give row numbers from 0 to 9"),
@@ -105,3 +107,53 @@ def test_what_a_device_cannot_hold_is_refused() -> None:
         FederatedData(huge, np.array([0, rows]), None).population()
     with pytest.raises(InputError, match=r"field 'y': values from 0 to 4294967296 exceed int32"):
         from_clients([{"y": np.array([0, 2**32])}]).population()
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (np.zeros(5), "columns['client']: float64[5]; give numbers or strings, one for each of 10 rows"),
+        (np.array([1, "a", None, *range(7)], object), "columns['client']: object[10]"),
+        (np.where(np.arange(10) == 3, np.nan, 1.0), "columns['client']: nan in row 3"),
+    ],
+)
+def test_columns_that_say_nothing(column: np.ndarray, found: str) -> None:
+    with pytest.raises(InputError) as error:
+        by_column(small_dataset()._replace(columns={"client": column}))
+    one_line(error, found)
+
+
+def test_clients_by_a_column() -> None:
+    dataset = small_dataset()
+    who, wing = np.array(list("bcabcabcab")), np.array(list("nssnssnssn"))
+    data = by_column(dataset._replace(columns={"client": who, "wing": wing, "bed": np.arange(10)},
+                                      test_columns={"client": np.array(list("caac"))}))  # fmt: skip
+    assert [data.name(i) for i in range(3)] == ["a", "b", "c"]
+    np.testing.assert_array_equal(data.client(1)["inputs"], dataset.train["inputs"][[0, 3, 6, 9]])
+    np.testing.assert_array_equal(data.client_test(0)["inputs"], dataset.test["inputs"][[1, 2]])
+    assert len(data.client_test(1)["inputs"]) == 0
+    assert {name: values.tolist() for name, values in data.attributes.items()} == {"wing": ["s", "n", "s"]}
+    strange = dataset._replace(columns={"client": who}, test_columns={"client": np.array(list("cadc"))})
+    with pytest.raises(InputError, match=r"^column 'client': d has test rows and no training rows"):
+        by_column(strange)
+
+
+def test_clients_keep_a_share_for_testing() -> None:
+    parts = [np.arange(7), np.array([7]), np.array([8, 9])]
+    data = federate(small_dataset(), parts, local_test_fraction=0.5, seed=1)
+    assert data.local_test is not None
+    np.testing.assert_array_equal(data.sizes, [4, 1, 1])
+    for i, part in enumerate(parts):
+        both = np.concatenate([data.client(i)["inputs"], data.client_test(i)["inputs"]])
+        np.testing.assert_array_equal(np.sort(both[:, 0]), small_dataset().train["inputs"][part, 0])
+    again = federate(small_dataset(), parts, local_test_fraction=0.5, seed=1)
+    np.testing.assert_array_equal(again.examples["inputs"], data.examples["inputs"])
+    with pytest.raises(InputError, match=r"^local_test_fraction: 1.0 is not from 0 to under 1"):
+        federate(small_dataset(), parts, local_test_fraction=1.0)
+
+
+def test_foreign_byte_order_is_turned() -> None:
+    data = from_clients([{"x": np.arange(3, dtype=">f4"), "y": np.arange(3, dtype=">u2")}])
+    population = data._replace(examples={k: v.astype(v.dtype.newbyteorder(">")) for k, v in data.examples.items()})
+    np.testing.assert_array_equal(population.population().examples["y"], [0, 1, 2])
+    np.testing.assert_array_equal(population.population().examples["x"], [0, 1, 2])

@@ -156,6 +156,11 @@ def test_what_cannot_be_drawn():
     for rate in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match=r"^rate: "):
             poisson(4, rate)
+    for seed, round, found in ((-1, 0, "seed: -1"), (2**32, 0, "seed: 4294967296 is too large"), (0, 2**31, "round: ")):
+        for name in SAMPLERS:
+            with pytest.raises(InputError) as error:
+                make_sampler(name, OFFSETS, 2).draw(seed, round)
+            one_line(error, found)
     with pytest.raises(InputError, match=r"^sampling: 'even' is unknown"):
         make_sampler("even", OFFSETS, 2)
     with pytest.raises(InputError, match=r"^available: round 3 gave int64\[2\] for"):

@@ -36,6 +36,22 @@ def test_a_gathered_cohort_has_the_clients_own_rows(data):
             gather(data, np.array([0, wrong]))
 
 
+def test_ids_on_the_host_are_checked(federation, data):
+    for ids, found in (([0, 6], "client 6 does not exist"), ([0.0], "dtype float64"), ([-2], "client -2")):
+        for take in (lambda i: fs.select(federation.population, i), lambda i: gather(data, np.array(i))):
+            with pytest.raises(fs.InputError, match=rf"^ids: {found}"):
+                take(ids)
+
+
+def test_a_round_of_nobody_changes_nothing(federation, data):
+    algorithm = make_algorithm("fedavg")
+    state = fs.init(algorithm, federation.params, 6)
+    (cohort,) = stream(data, [np.array([-1, -1])])
+    after, metrics = jax.jit(fs.make_round(algorithm, batch_size=BATCH))(state, cohort, jax.random.key(0))
+    assert_equal(after.params, state.params)
+    np.testing.assert_array_equal(metrics.ids, [-1, -1])
+
+
 @pytest.mark.parametrize("name", ["fedavg", "scaffold"])
 def test_streamed_rounds_equal_resident_rounds_bit_for_bit(federation, data, name):
     algorithm = make_algorithm(name)

@@ -92,8 +92,19 @@ def default_lanes(cohort_size: int, devices: Sequence[Any]) -> int:
     return 1 if devices[0].platform == "cpu" else max(1, min(256, -(-cohort_size // len(devices))))
 
 
+def clients_in(population: Population | Procedural) -> int:
+    """`N`, the number of clients."""
+    return population.num_clients if isinstance(population, Procedural) else population.offsets.shape[0] - 1
+
+
 def select(population: Population | Procedural, ids: Any) -> Cohort:
-    """The cohort of the clients `ids` (int32[C], -1 for an empty slot), whose examples are resident or computed."""
+    """The cohort of the clients `ids` (int32[C], -1 for an empty slot), whose examples are resident or computed.
+
+    Raises:
+      InputError: ids that are no whole numbers; where they are on the host, also those of clients that do not exist.
+    """
+    if not isinstance(ids, jax.Array):
+        _validate.client_ids(ids, clients_in(population))
     ids = jnp.asarray(ids, jnp.int32)
     held = jnp.maximum(ids, 0)
     if isinstance(population, Procedural):

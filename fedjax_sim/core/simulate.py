@@ -9,7 +9,7 @@ from jax import lax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.permute import permuted
-from fedjax_sim.core.round import SAMPLE, RoundFn, select, stage_key
+from fedjax_sim.core.round import SAMPLE, RoundFn, clients_in, select, stage_key
 from fedjax_sim.core.types import Array, Cohort, Population, Procedural, PyTree, RoundMetrics, RoundState
 
 Source = Population | Procedural | Cohort
@@ -106,11 +106,6 @@ def make_simulation(
         return program(state, population, key, rounds, cohorts, first)
 
     return simulate
-
-
-def clients_in(population: Population | Procedural) -> int:
-    """`N`, the number of clients."""
-    return population.num_clients if isinstance(population, Procedural) else population.offsets.shape[0] - 1
 
 
 def make_evaluation(

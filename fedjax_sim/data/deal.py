@@ -32,6 +32,10 @@ def federate(
     """
     train, test = checked("train", dataset.train), checked("test", dataset.test)
     total = len(next(iter(train.values())))
+    for i, part in enumerate(parts):
+        if np.ndim(part) != 1 or (len(part) and np.asarray(part).dtype.kind not in "iu"):
+            shape = f"{np.asarray(part).dtype}{list(np.shape(part))}"
+            raise InputError(f"parts[{i}]: {shape}; give row numbers, whole numbers [rows], and no mask")
     rows = np.concatenate([np.asarray(part, np.int64) for part in parts]) if len(parts) else np.zeros(0, np.int64)
     if len(rows) == 0:
         raise InputError("parts: no client has an example; give at least one row number")
@@ -42,6 +46,7 @@ def federate(
         raise InputError(f"parts: row {int(counts.argmax())} is dealt {counts.max()} times; deal each row once at most")
     if not 0 <= _validate.number("local_test_fraction", local_test_fraction) < 1:
         raise InputError(f"local_test_fraction: {local_test_fraction} is not from 0 to under 1; give 0.2, say")
+    _check_columns("columns", dataset.columns, train)
     kept, held = _hold_out(parts, local_test_fraction, seed)
     local_test = _laid_out(train, held) if local_test_fraction else None
     examples, offsets = _laid_out(train, kept)
@@ -62,6 +67,8 @@ def by_column(dataset: Dataset, column: str = "client") -> FederatedData:
     if column not in dataset.columns:
         raise InputError(f"column: {column!r} is not in {dataset.source}; it has {sorted(dataset.columns) or 'none'}")
     train, test = checked("train", dataset.train), checked("test", dataset.test)
+    _check_columns("columns", dataset.columns, train)
+    _check_columns("test_columns", dataset.test_columns, test)
     names, owner = np.unique(dataset.columns[column], return_inverse=True)
     parts = _grouped(owner, len(names))
     local_test = None
@@ -79,6 +86,17 @@ def by_column(dataset: Dataset, column: str = "client") -> FederatedData:
     attributes = _constant_columns(columns, parts)
     listed = client_names(len(names), [str(name) for name in names])
     return FederatedData(examples, offsets, test, listed, local_test, attributes, dataset.classes, dataset.source)
+
+
+def _check_columns(where: str, columns: Columns, examples: Examples) -> None:
+    total = len(next(iter(examples.values())))
+    for name, values in columns.items():
+        if np.shape(values) != (total,) or values.dtype.kind not in "biufU":
+            given = f"{values.dtype}{list(values.shape)}"
+            raise InputError(f"{where}[{name!r}]: {given}; give numbers or strings, one for each of {total} rows")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            raise InputError(f"{where}[{name!r}]: {values[row]} in row {row}; fill it in first")
 
 
 def _grouped(owner: np.ndarray, clients: int) -> list[np.ndarray]:

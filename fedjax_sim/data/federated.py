@@ -107,14 +107,14 @@ def _rows_of(held: Population, index: int) -> Examples:
 
 
 def narrowed(field: str, array: np.ndarray) -> np.ndarray:
-    """`array` in a dtype that devices hold: 64-bit numbers become 32-bit ones.
+    """`array` in a dtype that devices hold: 64-bit numbers become 32-bit ones, in the machine's byte order.
 
     Raises:
       InputError: an integer that does not fit in 32 bits.
     """
     dtype = _DEVICE_DTYPES.get(array.dtype.name)
     if dtype is None:
-        return array
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind in "iu" and array.size:
         low, high = int(array.min()), int(array.max())
         allowed = np.iinfo(dtype)

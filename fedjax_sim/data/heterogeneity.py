@@ -129,7 +129,7 @@ def js_divergence(counts: np.ndarray) -> np.ndarray:
 
 def entropy_bits(shares: np.ndarray) -> np.ndarray:
     """Shannon's entropy of each distribution [..., K] in bits."""
-    return -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(-1)
+    return 0.0 - (shares * np.log2(np.where(shares > 0, shares, 1))).sum(-1)  # 0, not -0
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

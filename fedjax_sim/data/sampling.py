@@ -39,6 +39,7 @@ def uniform(num_clients: int, cohort_size: int, *, available: Available | None =
     _sizes(num_clients, cohort_size)
 
     def draw(seed: int, round: int) -> np.ndarray:
+        _check_turn(seed, round)
         return _filled(_walk(seed, round, num_clients, cohort_size, cohort_size, available), cohort_size)
 
     return Sampler(cohort_size, draw)
@@ -59,6 +60,7 @@ def poisson(num_clients: int, rate: float, *, available: Available | None = None
     slots = _slots(num_clients, rate)
 
     def draw(seed: int, round: int) -> np.ndarray:
+        _check_turn(seed, round)
         count = int(np.random.default_rng([seed, round, SAMPLE]).binomial(num_clients, rate))
         if count > slots:
             raise InputError(f"rate: round {round} drew {count} clients for {slots} slots; take another seed")
@@ -101,6 +103,7 @@ def by_size(offsets: np.ndarray, cohort_size: int, *, available: Available | Non
     _sizes(num_clients, cohort_size)
 
     def draw(seed: int, round: int) -> np.ndarray:
+        _check_turn(seed, round)
         rng = np.random.default_rng([seed, round, SAMPLE])
         chosen: dict[int, None] = {}
         for _ in range(16):  # a uniform row belongs to a client with a chance proportional to its size
@@ -130,6 +133,7 @@ def round_robin(num_clients: int, cohort_size: int, *, available: Available | No
     _sizes(num_clients, cohort_size)
 
     def draw(seed: int, round: int) -> np.ndarray:
+        _check_turn(seed, round)
         first = round * cohort_size % num_clients
         positions = np.concatenate(
             [np.arange(first, min(first + cohort_size, num_clients)), np.arange(first + cohort_size - num_clients)]
@@ -145,6 +149,7 @@ def everyone(num_clients: int, *, available: Available | None = None) -> Sampler
     _validate.whole("num_clients", num_clients)
 
     def draw(seed: int, round: int) -> np.ndarray:
+        _check_turn(seed, round)
         ids = np.arange(num_clients)
         return _filled(ids if available is None else ids[_mask(available, ids, round)], num_clients)
 
@@ -160,6 +165,7 @@ def custom(function: Callable[[int, int], Any], num_clients: int, cohort_size: i
     _sizes(num_clients, cohort_size)
 
     def draw(seed: int, round: int) -> np.ndarray:
+        _check_turn(seed, round)
         ids = np.asarray(function(seed, round))
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise InputError(f"sampler: round {round} gave {ids.dtype}{list(ids.shape)}; return whole numbers [C]")
@@ -200,6 +206,12 @@ def make_sampler(name: str, offsets: np.ndarray, cohort_size: int, *, available:
     if name == "all":
         return everyone(num_clients, available=available)
     return (uniform if name == "uniform" else round_robin)(num_clients, cohort_size, available=available)
+
+
+def _check_turn(seed: int, round: int) -> None:
+    for name, value, limit in (("seed", seed, 2**32), ("round", round, 2**31)):
+        if _validate.whole(name, value, least=0) >= limit:
+            raise InputError(f"{name}: {value} is too large; give a number below {limit}")
 
 
 def _sizes(num_clients: int, cohort_size: int) -> None:

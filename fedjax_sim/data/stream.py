@@ -48,10 +48,7 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
 
 def _located(data: FederatedData, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ids, the same with 0 for an empty slot, first rows and sizes, int64[C] each."""
-    ids = np.asarray(ids, np.int64).ravel()
-    wrong = ids[(ids < -1) | (ids >= data.num_clients)]
-    if len(wrong):
-        raise InputError(f"ids: client {wrong[0]} does not exist; give numbers from -1 to {data.num_clients - 1}")
+    ids = _validate.client_ids(ids, data.num_clients).astype(np.int64).ravel()
     held = np.maximum(ids, 0)
     firsts = np.array(data.offsets[held])
     sizes = np.where(ids >= 0, data.offsets[held + 1] - firsts, 0)
@@ -133,7 +130,7 @@ def stream(
         rows = 0
         try:
             for ids in cohorts:
-                needed = int(_located(data, ids)[3].sum())
+                needed = max(1, int(_located(data, ids)[3].sum()))
                 if needed > rows:
                     rows = _rounded(needed * 5 // 4)  # room for the next, too
                 put(place(gather(data, ids, rows=rows)))

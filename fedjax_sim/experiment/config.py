@@ -34,6 +34,7 @@ class Data(Section):
     client: str | None = Field(default=None, description="name of the client's column, in tables")
     beta: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of inputs, in synthetic data")
     standardise: str | None = Field(default=None, description="whose mean and deviation: client, pooled or none")
+    stride: Count | None = Field(default=None, description="characters from one window of text to the next")
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="share held out as the global test set, where the data bring none"
     )
