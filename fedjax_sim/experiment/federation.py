@@ -86,6 +86,8 @@ def _dealt(config: Config) -> tuple[Data, FederatedData]:
     data = config.data
     if data.name == STORE:
         _refuse_unknown(data, [])
+        if not data.path:
+            raise InputError("data.path: it is empty; give the folder of a federation, as `data write` makes it")
         opened = open_store(data.path)
         return _settled(data, STORE, opened, {}), opened
     load = look_up("data.name", data.name, SOURCES)
