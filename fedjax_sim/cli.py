@@ -171,8 +171,11 @@ def main() -> None:
         if not isinstance(error, InputError):
             raise
         _fail(error)
-    except BrokenPipeError:  # whoever read the output has gone, `head` for instance
-        os._exit(141)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output has gone, `head` for instance
+            os._exit(141)
+        name = f"{error.filename}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}; make room, or give another place")
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         _leave(130)

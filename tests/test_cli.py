@@ -207,6 +207,23 @@ def test_a_history_cut_off_in_the_writing_is_read_up_to_there(tmp_path: Path) ->
         read_history(tmp_path / "none.jsonl")
 
 
+def test_a_full_disk_is_one_line_and_leaves_whole_rounds(tmp_path: Path) -> None:
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "sys.argv[1:] = sys.argv[1:]; from fedjax_sim.cli import main; main()"
+    arguments = ("run", *QUICK, "--set", "training.rounds=300", "--set", "output.name=full")
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", limited, *arguments], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count("\n") == 1
+    assert "history.jsonl: round " in process.stderr
+    text = (tmp_path / "runs" / "full" / "history.jsonl").read_text()
+    assert text.endswith("}\n")
+    assert len(read_history(tmp_path / "runs" / "full" / "history.jsonl")) == text.count("\n") >= 1
+
+
 @pytest.mark.parametrize("rows", [[], [{"round": 1, "clients": 1, "loss_before": None, "test_accuracy": 0.5}]])
 def test_a_figure_of_next_to_nothing(tmp_path: Path, rows: list) -> None:
     path = curves(rows, tmp_path / "curves.png", title="a run")

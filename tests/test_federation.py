@@ -25,7 +25,8 @@ def same(a: FederatedData, b: FederatedData) -> bool:
 
 @pytest.mark.parametrize("sampling", SAMPLERS)
 def test_every_sampler_is_a_setting(sampling: str) -> None:
-    federation = made(f"training.sampling={sampling}", "training.clients_per_round=4", "algorithm.weighting=uniform")
+    some = [] if sampling == "all" else ["training.clients_per_round=4"]
+    federation = made(f"training.sampling={sampling}", "algorithm.weighting=uniform", *some)
     cohort = federation.sampler.draw(0, 0)
     assert len(cohort) >= 4
     assert cohort.max() < 20
@@ -129,6 +130,7 @@ BAD = {
     "data.name=breast_cancer heterogeneity.blur=1": "blur",
     "data.partition=list": "data.owners",
     "data.alpha=0": "data.alpha: 0",
+    "training.sampling=all training.clients_per_round=3": "training.clients_per_round: 3, but all are 20",
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.data import ClientRecord, FederatedData, from_clients, open_store, save, stream, write_store
+from fedjax_sim.data import ClientRecord, FederatedData, from_clients, gather, open_store, save, stream, write_store
 
 KINDS = st.sampled_from(["uint8", "float32", "int64", "bool", "float16"])
 
@@ -123,6 +123,21 @@ def test_bad_clients_are_named_and_nothing_is_left(tmp_path: Path, clients, part
         write_store(tmp_path / "a", clients)
     one_line(error, *parts)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 3]), np.array([-1, 0]), np.array([0.0, 1.0])])
+def test_labels_that_are_no_classes(tmp_path: Path, labels: np.ndarray):
+    clients = [{"inputs": np.zeros((2, 1)), "labels": labels}]
+    for make in (lambda: write_store(tmp_path / "a", clients, classes=3), lambda: from_clients(clients, classes=3)):
+        with pytest.raises(fs.InputError) as error:
+            make()
+        one_line(error, "client", "'labels'", "give whole numbers from 0 to 2")
+    data = open_store(write_store(tmp_path / "b", clients))._replace(classes=3)
+    for use in (data.population, lambda: gather(data, np.array([0]))):
+        with pytest.raises(fs.InputError, match="field 'labels'"):
+            use()
+    with pytest.raises(fs.InputError, match=r"^classes: 1 is not a whole number of at least 2"):
+        write_store(tmp_path / "c", clients, classes=1)
 
 
 def truncate(path: Path) -> None:

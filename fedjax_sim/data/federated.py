@@ -88,13 +88,15 @@ class FederatedData(NamedTuple):
           place: puts a pytree of host arrays where the round wants it.
 
         Raises:
-          InputError: more rows than int32 can address, or an integer that does not fit in 32 bits.
+          InputError: more rows than int32 can address, an integer that does not fit in 32 bits, or labels that are no
+            classes where these are set.
         """
         total = int(self.offsets[-1])
         if total >= 2**31:
             raise InputError(
                 f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}, or stream"
             )
+        check_labels("examples", self.examples, self.classes)
         examples = {field: narrowed(field, array) for field, array in self.examples.items()}
         return Population(*place((examples, self.offsets.astype(np.int32))))
 
@@ -104,6 +106,21 @@ def _rows_of(held: Population, index: int) -> Examples:
         raise InputError(f"client: {index!r} does not exist; give a number from 0 to {len(held.offsets) - 2}")
     start, stop = held.offsets[index], held.offsets[index + 1]
     return {field: array[start:stop] for field, array in held.examples.items()}
+
+
+def check_labels(where: str, examples: Examples, classes: int | None) -> None:
+    """Labels are whole numbers from 0 to `classes - 1`, where there are labels and classes are set.
+
+    Raises:
+      InputError: others; the message begins with `where`.
+    """
+    labels = examples.get("labels")
+    if labels is None or classes is None or labels.size == 0:
+        return
+    low, high = labels.min(), labels.max()
+    if labels.dtype.kind not in "iub" or low < 0 or high >= classes:
+        given = f"{labels.dtype} from {low} to {high}"
+        raise InputError(f"{where}, field 'labels': {given}; give whole numbers from 0 to {classes - 1}")
 
 
 def narrowed(field: str, array: np.ndarray) -> np.ndarray:
@@ -179,6 +196,8 @@ def from_clients(
     *,
     test: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
+    classes: int | None = None,
+    source: str = "",
 ) -> FederatedData:
     """A federation from each client's own arrays, which are copied.
 
@@ -186,6 +205,8 @@ def from_clients(
       clients: one dict per client, field -> array [examples, ...]; a client may have no examples.
       test: the global test set, with the same fields.
       names: one name per client, by default client_0, client_1, ...
+      classes: number of classes, where "labels" are classes.
+      source: where the data come from, in a few words.
 
     Raises:
       InputError: no clients or no examples at all; fields, dtypes or shapes that differ between clients or from the
@@ -203,7 +224,10 @@ def from_clients(
     if sum(sizes) == 0:
         raise InputError(f"clients: none of the {len(arrays)} has an example; give at least one example")
     examples = {field: np.concatenate([client[field] for client in arrays]) for field in arrays[0]}
-    return FederatedData(examples, offsets_of(sizes), held, client_names(len(arrays), names))
+    for where, part in (("clients", examples), ("test", held or {})):
+        check_labels(where, part, classes)
+    listed = client_names(len(arrays), names)
+    return FederatedData(examples, offsets_of(sizes), held, listed, classes=classes, source=source)
 
 
 def offsets_of(sizes: Sequence[int]) -> np.ndarray:

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Population
 from fedjax_sim.data.arrays import open_npy
-from fedjax_sim.data.federated import NOTHING, Examples, FederatedData, checked, same_fields
+from fedjax_sim.data.federated import NOTHING, Examples, FederatedData, check_labels, checked, same_fields
 
 INDEX, FORMAT, VERSION = "federation.json", "fedjax_sim federation", 1
 
@@ -73,8 +74,8 @@ class _Growing:
 class _Part:
     """The growing files of one set of clients' examples."""
 
-    def __init__(self, folder: Path, prefix: str, stack: ExitStack):
-        self.folder, self.prefix, self.stack = folder, prefix, stack
+    def __init__(self, folder: Path, prefix: str, classes: int | None, stack: ExitStack):
+        self.folder, self.prefix, self.classes, self.stack = folder, prefix, classes, stack
         self.first: Examples = {}  # the first client's, as the model of all others
         self.files: dict[str, _Growing] = {}
         self.offsets = self.open("offsets", np.zeros(1, np.int64))
@@ -94,6 +95,7 @@ class _Part:
             self.first = {field: array[:0].copy() for field, array in arrays.items()}
             self.files = {field: self.open(field, array) for field, array in arrays.items()}
         same_fields(where, arrays, "client 0", self.first)
+        check_labels(where, arrays, self.classes)
         for field, array in arrays.items():
             self.files[field].append(array)
         self.offsets.append(np.array([next(iter(self.files.values())).rows], np.int64))
@@ -128,6 +130,8 @@ def write_store(
     Raises:
       InputError: the folder is in use, or as `from_clients`: the message names the client.
     """
+    if classes is not None:
+        _validate.whole("classes", classes, least=2)
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -142,7 +146,7 @@ def write_store(
         raise InputError(f"{partial}: it cannot be made ({error.strerror}); give another folder") from None
     try:
         with ExitStack() as stack:
-            index = _write(partial, clients, test, stack)
+            index = _write(partial, clients, test, classes, stack)
         index |= {"classes": classes, "source": source}
         with open(partial / INDEX, "w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "version": VERSION, **index}, file, indent=1)
@@ -156,9 +160,13 @@ def write_store(
 
 
 def _write(
-    folder: Path, clients: Iterable[ClientRecord | Mapping[str, Any]], test: Mapping[str, Any] | None, stack: ExitStack
+    folder: Path,
+    clients: Iterable[ClientRecord | Mapping[str, Any]],
+    test: Mapping[str, Any] | None,
+    classes: int | None,
+    stack: ExitStack,
 ) -> dict[str, Any]:
-    train, local, count = _Part(folder, "train", stack), None, 0
+    train, local, count = _Part(folder, "train", classes, stack), None, 0
     names: list[str] = []
     attributes: dict[str, list[Any]] = {}
     kind: Any = None
@@ -167,7 +175,7 @@ def _write(
         has = (record.name is not None, record.test is not None, set(record.attributes))
         if i == 0:
             kind, attributes = has, {name: [] for name in record.attributes}
-            local = None if record.test is None else _Part(folder, "local_test", stack)
+            local = None if record.test is None else _Part(folder, "local_test", classes, stack)
         if has != kind:
             raise InputError(
                 f"client {i}: it has no name, test or attributes like client 0's; give all clients the same"
@@ -191,6 +199,7 @@ def _write(
     if test is not None:
         held = checked("test", test)
         same_fields("test", held, "client 0", train.first)
+        check_labels("test", held, classes)
         index["test"] = {field: _whole(folder / f"test.{field}.npy", array) for field, array in held.items()}
     for name in attributes:
         if not name.isidentifier():

@@ -72,6 +72,12 @@ def make_federation(config: Config) -> Federation:
             )
             warnings.warn(text, stacklevel=2)
     cohort = training.clients_per_round or min(DEFAULT_COHORT, data.num_clients)
+    if training.sampling == "all":
+        cohort = data.num_clients
+        if training.clients_per_round not in (None, cohort):
+            raise InputError(
+                f"training.clients_per_round: {training.clients_per_round}, but all are {cohort}; leave it out"
+            )
     try:
         sampler = make_sampler(training.sampling, data.offsets, cohort)
     except InputError as error:

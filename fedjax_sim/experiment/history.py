@@ -9,6 +9,7 @@ not finite becomes None.
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -81,10 +82,21 @@ def _listed(values: Any) -> list[Any]:
 
 
 def append(file: TextIO, rows: Iterable[Row]) -> None:
-    """Writes a line per row; each has left this process when the call returns."""
+    """Writes a line per row; each has left this process when the call returns, and none is left in part.
+
+    Raises:
+      InputError: the disk is full, say; the rows before stand.
+    """
+    place = file.fileno()  # past Python's buffers, which would write a broken line once more on closing
     for row in rows:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-        file.flush()
+        whole, line = os.lseek(place, 0, os.SEEK_CUR), f"{json.dumps(row, allow_nan=False)}\n".encode()
+        try:
+            while line:
+                line = line[os.write(place, line) :]
+        except OSError as error:
+            os.ftruncate(place, whole)
+            reason = f"round {row['round']} cannot be written ({error.strerror})"
+            raise InputError(f"{file.name}: {reason}; make room, the rounds before are there") from None
 
 
 def read_history(path: str | Path) -> list[Row]:

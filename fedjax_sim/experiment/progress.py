@@ -113,7 +113,7 @@ def describe(experiment: Experiment) -> str:
     return (
         f"{data.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
         f"{sizes.max()} each, {config.data.partition}); {config.algorithm.name}, {config.model.name}, "
-        f"{config.training.clients_per_round} clients a round"
+        f"{config.training.clients_per_round} clients a round{' on average' * (config.training.sampling == 'poisson')}"
     )
 
 
@@ -133,8 +133,8 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
         )
     elif summary.first_loss and summary.last_loss and summary.last_loss > summary.first_loss:
         lines.append(
-            f"The loss rose from {summary.first_loss:.3g} to {summary.last_loss:.3g}: the model did not learn; "
-            "lower algorithm.learning_rate, or the noise if there is any."
+            f"The loss rose from {summary.first_loss:.3g} to {summary.last_loss:.3g} on the clients' first batches; "
+            "if the model does not learn, lower algorithm.learning_rate, or the noise if there is any."
         )
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"

@@ -60,7 +60,8 @@ def _order(counts: np.ndarray, many: bool) -> np.ndarray:
     if not many:
         return np.arange(len(counts))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return np.lexsort((-shares.max(1), shares.argmax(1)))
+    ties = np.random.default_rng(0).random(shares.shape) * 1e-9  # or equal shares would all count for the first class
+    return np.lexsort((-shares.max(1), (shares + ties).argmax(1)))
 
 
 def _caption(about: Heterogeneity) -> str:
@@ -79,7 +80,8 @@ def _colors(classes: int) -> list[str]:
 
 
 def _labels(axis: Any, data: FederatedData, clients: np.ndarray, counts: np.ndarray | None) -> None:
-    panel(axis, "Labels", "share of the client's examples")
+    mean = "mean " if len(clients) > BARS else ""
+    panel(axis, "Labels", f"{mean}share of the client's examples")
     if counts is None:
         axis.annotate("no classes", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
         return
@@ -131,20 +133,26 @@ def _sizes(axis: Any, data: FederatedData, clients: np.ndarray) -> None:
         axis.grid(visible=False, axis="x")
         _client_axis(axis, data, clients, "")
         return
-    panel(axis, "Sizes", "clients")
     low, high = max(int(sizes.min()), 1), int(sizes.max())
-    wide = high > 20 * low
-    step = 1 + (high - low) // 40
-    edges = np.geomspace(low, high + 1, 41) if wide else np.arange(low, high + 1 + step, step)
-    axis.hist(np.maximum(sizes, 1), bins=np.unique(np.floor(edges)) - 0.5, color=BLUE, rwidth=None if wide else 0.9)
-    axis.set_xlim(low - 0.5 if wide else low - 1.5, high + (0.5 if wide else 1.5))
-    axis.set_xlabel("examples of a client", fontsize=9)
-    if not wide:
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    else:
+    if high > 20 * low:  # too wide for bars of equal width
+        panel(axis, "Sizes", "share of clients")
+        ordered = np.sort(sizes[sizes > 0])
+        empty = len(sizes) - len(ordered)
+        axis.step(ordered, (empty + np.arange(1, len(ordered) + 1)) / len(sizes), where="post", color=BLUE)
+        axis.set_ylim(0, 1.02)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    text = f"median {np.median(sizes):,.0f}"
+        axis.set_xlabel("at most so many examples", fontsize=9)
+        without = f", {empty:,} clients without any" if empty else ""
+    else:
+        panel(axis, "Sizes", "clients")
+        step = 1 + (high - low) // 40
+        axis.hist(sizes, bins=np.arange(int(sizes.min()), high + 1 + step, step) - 0.5, color=BLUE, rwidth=0.9)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("examples of a client", fontsize=9)
+        without = ""
+    text = f"median {np.median(sizes):,.0f}{without}"
     axis.annotate(text, (1, 1.03), xycoords="axes fraction", color=GREY, fontsize=8, ha="right")
 
 
@@ -152,12 +160,14 @@ def _images(part: Any, data: FederatedData, clients: np.ndarray) -> None:
     """A row of examples from each of a few clients, one class a column where the client has it."""
     chosen = clients[np.unique(np.linspace(0, len(clients) - 1, STRIPS).astype(int))]
     axes = part.subplots(len(chosen), TILES, squeeze=False)
-    part.suptitle("Examples of some clients, a class in each column", fontsize=11, fontweight="bold", x=0.01, ha="left")
+    part.suptitle("Examples of some clients, by class", fontsize=11, fontweight="bold", x=0.01, ha="left")
     classes = np.arange(data.classes or TILES)[:TILES]
-    for row, client in zip(axes, chosen.tolist(), strict=True):
+    for number, (row, client) in enumerate(zip(axes, chosen.tolist(), strict=True)):
         held = data.client(client)
         for column, axis in enumerate(row):
             axis.set_axis_off()
+            if number == 0 and "labels" in held:
+                axis.set_title(f"{classes[column % len(classes)]}", fontsize=8, color=GREY)
             of_class = np.flatnonzero(held["labels"] == classes[column % len(classes)]) if "labels" in held else []
             index = column // len(classes)
             if index < len(of_class):
@@ -166,7 +176,7 @@ def _images(part: Any, data: FederatedData, clients: np.ndarray) -> None:
                 image = np.clip(image.astype(np.float32) / top, 0, 1)
                 grey = image.shape[-1] != 3
                 axis.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
-        name = data.name(client).removeprefix("client_") if data.names is None else data.name(client)
+        name = f"client {client}" if data.names is None else data.name(client)
         row[0].annotate(name[:16], (-0.25, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=8)
 
 
