@@ -201,3 +201,16 @@ def test_training_from_disk_equals_training_from_memory(tmp_path: Path, federati
         a, _ = round_fn(a, fs.select(federation.population, ids), key)
         b, _ = round_fn(b, cohort, key)
     assert_equal(a, b)
+
+
+def test_changes_to_a_private_map_are_not_lost(tmp_path: Path):
+    """Its pages differ from the file, which must neither be read instead nor brought back."""
+    folder = write_store(tmp_path / "a", [examples(3), examples(4)])
+    data = open_store(folder)
+    labels = np.lib.format.open_memmap(folder / "train.labels.npy", mode="c")
+    labels[:] = 2
+    offsets = np.lib.format.open_memmap(folder / "train.offsets.npy", mode="c")
+    offsets[1] = 2
+    changed = data._replace(examples={**data.examples, "labels": labels}, offsets=offsets)
+    for _ in range(2):
+        np.testing.assert_array_equal(gather(changed, np.array([0])).examples["labels"], [2, 2])

@@ -59,7 +59,7 @@ def _located(data: FederatedData, ids: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _forget(array: np.ndarray) -> None:
     """Unmaps a file's pages, or all that were ever touched would count as this process's memory."""
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if _whole_file(array) and isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         array.base.madvise(mmap.MADV_DONTNEED)
 
 
@@ -88,9 +88,9 @@ def _read(array: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, out: np.ndar
 
 
 def _whole_file(array: np.ndarray) -> TypeGuard[np.memmap]:
-    """The array maps a file as it lies there, and is no view of such an array."""
+    """The array maps a file just as it lies there: no view of such an array, and none that may have been changed."""
     own = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename is not None
-    return own and array.flags.c_contiguous
+    return own and array.flags.c_contiguous and not array.flags.writeable
 
 
 def stream(
