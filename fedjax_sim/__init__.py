@@ -11,11 +11,13 @@ from fedjax_sim.algorithms import ALGORITHMS, fedavg, fedavg_topk, scaffold
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import Client, Info, LocalData, Message, train
+from fedjax_sim.core.cohort import select
 from fedjax_sim.core.devices import replicate, use_cpu_devices
+from fedjax_sim.core.evaluate import ClientScores, make_client_evaluation, make_evaluation
 from fedjax_sim.core.message import Transform, chain
-from fedjax_sim.core.round import init, make_round, select
+from fedjax_sim.core.round import init, make_round
 from fedjax_sim.core.server import Server
-from fedjax_sim.core.simulate import make_evaluation, make_simulation
+from fedjax_sim.core.simulate import make_simulation
 from fedjax_sim.core.types import Cohort, Population, Procedural, RoundMetrics, RoundState, Variables
 
 __version__ = "0.1.0"
@@ -25,6 +27,7 @@ __all__ = [
     "Aggregator",
     "Algorithm",
     "Client",
+    "ClientScores",
     "Cohort",
     "Info",
     "InputError",
@@ -41,6 +44,7 @@ __all__ = [
     "fedavg",
     "fedavg_topk",
     "init",
+    "make_client_evaluation",
     "make_evaluation",
     "make_round",
     "make_simulation",

@@ -42,6 +42,22 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
     return value
 
 
+def local_work(batch_size: Any, local_epochs: Any, local_steps: Any) -> None:
+    """The work of a client in a round is whole numbers."""
+    whole("batch_size", batch_size)
+    whole("local_epochs", local_epochs)
+    if local_steps is not None:
+        whole("local_steps", local_steps)
+
+
+def hardware(lanes: Any, devices: Any) -> None:
+    """A number of lanes and a list of devices, or None for either."""
+    if lanes is not None:
+        whole("lanes", lanes)
+    if devices is not None and (not isinstance(devices, (list, tuple)) or len(devices) == 0):
+        raise InputError(f"devices: {shown(devices)} is no list of devices; give jax.devices() or None")
+
+
 def severity(value: Any) -> float:
     """`value` as a float from 0 to 1."""
     if not 0 <= number("severity", value) <= 1:

@@ -68,7 +68,7 @@ def articles_update() -> fs.Algorithm:
 
     def run(weights, memory, data, key):
         message = fs.Message(weights - jax.random.normal(key, weights.shape))
-        return message, memory, fs.Info(jnp.zeros(()), jnp.zeros(()))
+        return message, memory, fs.Info(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
     algorithm = fedavg("uniform")
     return algorithm._replace(client=algorithm.client._replace(run=run))

@@ -110,8 +110,10 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.client",), ("core.message",), ("core.aggregate",)),
     (("core.server",), ("core.execute",)),
     (("core.algorithm",),),
+    (("core.measure",), ("core.cohort",)),
+    (("core.collect",),),
     (("core.round",),),
-    (("core.simulate",), ("core.tune",)),
+    (("core.simulate",), ("core.evaluate",), ("core.tune",)),
     (
         ("messages.*", "messages"),
         (

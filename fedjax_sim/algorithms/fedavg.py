@@ -4,7 +4,7 @@ import optax
 
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import LossFn, sgd_client
+from fedjax_sim.core.client import LossFn, fine_tuning, sgd_client
 from fedjax_sim.core.server import optimizer
 
 
@@ -22,4 +22,9 @@ def fedavg(
     `weighting="uniform"`.
     One full-batch step with all clients is centralised gradient descent. Sends one model, keeps nothing on clients.
     """
-    return Algorithm(sgd_client(loss_fn, client_tx), mean(weighting), optimizer(server_tx))
+    return Algorithm(
+        sgd_client(loss_fn, client_tx),
+        mean(weighting),
+        optimizer(server_tx),
+        personal=fine_tuning(loss_fn, client_tx),
+    )

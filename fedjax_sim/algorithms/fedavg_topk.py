@@ -4,7 +4,7 @@ import optax
 
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import LossFn, sgd_client
+from fedjax_sim.core.client import LossFn, fine_tuning, sgd_client
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.messages import error_feedback, top_k
 
@@ -23,5 +23,10 @@ def fedavg_topk(
     it adds next time it takes part. With `fraction=1` it is FedAvg. By default a twentieth of the entries is sent.
     Keeps one model-sized array per client of the population.
     """
-    transform = error_feedback(top_k(fraction))
-    return Algorithm(sgd_client(loss_fn, client_tx), mean(weighting), optimizer(server_tx), transform)
+    return Algorithm(
+        sgd_client(loss_fn, client_tx),
+        mean(weighting),
+        optimizer(server_tx),
+        error_feedback(top_k(fraction)),
+        personal=fine_tuning(loss_fn, client_tx),
+    )

@@ -8,7 +8,7 @@ import optax
 
 from fedjax_sim.core.aggregate import Aggregator, mean, weighted_sum
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, train
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, train
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, trained
 
@@ -42,7 +42,7 @@ def _aggregator(weighting: str) -> Aggregator:
         return updates.add(update, messages.update, weights), jax.tree.map(jnp.add, control, controls)
 
     return Aggregator(
-        weigh=updates.weigh,
+        receive=updates.receive,
         init=lambda message: (updates.init(message.update), jax.tree.map(jnp.zeros_like, message.extra)),
         add=add,
         finish=lambda acc: Message(updates.finish(acc[0]), acc[1]),
@@ -89,4 +89,5 @@ def scaffold(
             broadcast=lambda params, memory: Broadcast(params, memory.control),
             update=update,
         ),
+        personal=fine_tuning(loss_fn, client_tx, lambda received: received.model),
     )

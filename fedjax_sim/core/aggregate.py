@@ -11,17 +11,21 @@ from fedjax_sim.core.types import Array, PyTree
 
 
 class Aggregator(NamedTuple):
-    """`weigh(sizes f32[L]) -> weights f32[L]`; `init(message) -> acc`, zeros; `add(acc, messages[L], weights) -> acc`;
-    `finish(acc) -> aggregate`.
+    """How a cohort's messages become one, as pure functions of a block of `L` of them.
 
-    A client that takes no part has size 0 and must weigh 0. Accumulators of several devices are added, hence an
-    accumulator must be a sum over messages.
+    `receive(messages, ids int32[L], sizes f32[L], key) -> (messages, weights f32[L])` says what is made of messages as
+    they arrive and how much each counts; `init(message) -> acc`, zeros; `add(acc, messages, weights) -> acc`;
+    `finish(acc) -> aggregate`. A client that takes no part has size 0 and must weigh 0; whatever weighs 0 reaches `add`
+    as zeros. Accumulators of several blocks and devices are added, hence an accumulator must be a sum over messages.
+    Where that cannot be, as for a median, `whole` asks for one block that holds the whole cohort, at the cost of
+    storing its `C` messages.
     """
 
-    weigh: Callable[[Array], Array]
+    receive: Callable[[PyTree, Array, Array, Array], tuple[PyTree, Array]]
     init: Callable[[PyTree], PyTree]
     add: Callable[[PyTree, PyTree, Array], PyTree]
     finish: Callable[[PyTree], PyTree]
+    whole: bool = False
 
 
 def weighted_sum(messages: PyTree, weights: Array) -> PyTree:
@@ -40,8 +44,8 @@ def mean(weighting: str = "examples") -> Aggregator:
     """
     _validate.one_of("weighting", weighting, ("examples", "uniform"))
 
-    def weigh(sizes: Array) -> Array:
-        return sizes if weighting == "examples" else (sizes > 0).astype(sizes.dtype)
+    def receive(messages: PyTree, ids: Array, sizes: Array, key: Array) -> tuple[PyTree, Array]:
+        return messages, sizes if weighting == "examples" else (sizes > 0).astype(sizes.dtype)
 
     def init(message: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, message), jnp.zeros((), jnp.float32)
@@ -54,4 +58,4 @@ def mean(weighting: str = "examples") -> Aggregator:
         total, weight = acc
         return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1).astype(t.dtype), total)
 
-    return Aggregator(weigh, init, add, finish)
+    return Aggregator(receive, init, add, finish)

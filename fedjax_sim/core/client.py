@@ -10,7 +10,7 @@ from jax import lax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.permute import permuted
-from fedjax_sim.core.types import Array, PyTree, Variables, trained, with_trained
+from fedjax_sim.core.types import Array, PyTree, Variables, squared_norm, trained, with_trained
 
 LossFn = Callable[
     [PyTree, PyTree, Array], Any
@@ -24,11 +24,18 @@ class Message(NamedTuple):
     extra: PyTree = ()  # whatever else the algorithm sends
 
 
+def planned_steps(sizes: Array, batch_size: int, local_epochs: int, local_steps: int | None) -> Array:
+    """Local steps of clients with that many examples, int32 like `sizes`: whole epochs unless `local_steps` says."""
+    steps = -(-sizes // batch_size) * local_epochs if local_steps is None else local_steps
+    return jnp.where(sizes > 0, steps, 0).astype(jnp.int32)
+
+
 class Info(NamedTuple):
     """What local training measured."""
 
     loss_before: Array  # f32[], of the first local step, before its update
     loss_after: Array  # f32[], of the last local step, before its update
+    drift: Array  # f32[], L2 distance of the trained model from the one received
 
 
 class Client(NamedTuple):
@@ -52,6 +59,7 @@ class LocalData(NamedTuple):
     computed over a batch see no foreign values.
     """
 
+    id: Array  # int32[], the client's
     examples: PyTree  # arrays [total, ...]
     start: Array  # int32[]
     size: Array  # int32[]
@@ -103,16 +111,46 @@ def batch_loss(loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: 
     return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1), model
 
 
-def mean_loss(loss_fn: LossFn, model: PyTree, data: LocalData, key: Array) -> Array:
-    """Mean loss over all the client's examples, f32[]; batches are those of its first epoch."""
+def over_examples(value_fn: Callable[[PyTree, Array, Array], PyTree], data: LocalData, key: Array) -> PyTree:
+    """Mean over all the client's examples of `value_fn(batch, mask, key)`, itself a mean over the rows that count; the
+    batches are those of its first epoch."""
 
-    def step(index: Array, total: Array) -> Array:
+    def step(index: Array, total: PyTree) -> PyTree:
         batch, mask = data.batch(index)
-        loss, _ = batch_loss(loss_fn, model, batch, mask, jax.random.fold_in(key, index))
-        return total + loss.astype(jnp.float32) * mask.sum()
+        value = value_fn(batch, mask, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda t, v: t + v * mask.sum().astype(t.dtype), total, value)
 
-    total = lax.fori_loop(0, data.epoch_steps(), step, jnp.zeros((), jnp.float32))
-    return total / jnp.maximum(data.size, 1)
+    shapes = jax.eval_shape(lambda: value_fn(*data.batch(jnp.int32(0)), key))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total = lax.fori_loop(0, data.epoch_steps(), step, zero)
+    return jax.tree.map(lambda t: t / jnp.maximum(data.size, 1).astype(t.dtype), total)
+
+
+def mean_loss(loss_fn: LossFn, model: PyTree, data: LocalData, key: Array) -> Array:
+    """Mean loss over all the client's examples, f32[]."""
+
+    def value(batch: PyTree, mask: Array, key: Array) -> Array:
+        return batch_loss(loss_fn, model, batch, mask, key)[0].astype(jnp.float32)
+
+    return over_examples(value, data, key)
+
+
+def full_gradient(loss_fn: LossFn, model: PyTree, data: LocalData, key: Array) -> tuple[Array, PyTree]:
+    """Mean loss over all the client's examples, f32[], and its gradient by the differentiated part of `model`."""
+
+    def value(batch: PyTree, mask: Array, key: Array) -> tuple[Array, PyTree]:
+        def objective(params: PyTree) -> Array:
+            return batch_loss(loss_fn, with_trained(model, params), batch, mask, key)[0]
+
+        loss, gradient = jax.value_and_grad(objective)(trained(model))
+        return loss.astype(jnp.float32), gradient
+
+    return over_examples(value, data, key)
+
+
+def distance(a: PyTree, b: PyTree) -> Array:
+    """L2 distance of the differentiated parts of two models, f32[]."""
+    return jnp.sqrt(squared_norm(jax.tree.map(jnp.subtract, trained(a), trained(b))))
 
 
 class Training(NamedTuple):
@@ -162,7 +200,7 @@ def train(
     if data.full_losses:
         first, last = mean_loss(loss_fn, model, data, key), mean_loss(loss_fn, result, data, key)
     mean = jax.tree.map(lambda g: g / jnp.maximum(data.steps, 1).astype(g.dtype), total)
-    return Training(result, Info(first, last), mean)
+    return Training(result, Info(first, last, distance(model, result)), mean)
 
 
 def sgd_client(loss_fn: LossFn, client_tx: optax.GradientTransformation) -> Client:
@@ -173,3 +211,16 @@ def sgd_client(loss_fn: LossFn, client_tx: optax.GradientTransformation) -> Clie
         return Message(jax.tree.map(jnp.subtract, model, result.model)), memory, result.info
 
     return Client(init=lambda params: (), like=Message, run=run)
+
+
+def fine_tuning(
+    loss_fn: LossFn,
+    client_tx: optax.GradientTransformation,
+    model_of: Callable[[PyTree], PyTree] = lambda received: received,
+) -> Callable[[PyTree, PyTree, LocalData, Array], PyTree]:
+    """The received model trained on the client's own examples: what `Algorithm.personal` is unless one knows better."""
+
+    def personal(received: PyTree, memory: PyTree, data: LocalData, key: Array) -> PyTree:
+        return train(loss_fn, client_tx, model_of(received), data, key).model
+
+    return personal

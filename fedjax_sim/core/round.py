@@ -2,32 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim import _validate
-from fedjax_sim.core import execute
-from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import LocalData, Message
+from fedjax_sim.core.algorithm import Algorithm, Survey
+from fedjax_sim.core.client import Info, LocalData, Message, planned_steps
+from fedjax_sim.core.collect import Item, Work, collect
 from fedjax_sim.core.message import dense_bits
-from fedjax_sim.core.types import (
-    Array,
-    Cohort,
-    Population,
-    Procedural,
-    PyTree,
-    RoundMetrics,
-    RoundState,
-    squared_norm,
-    trained,
-)
+from fedjax_sim.core.types import Array, Cohort, PyTree, RoundMetrics, RoundState, squared_norm, trained
 
 RoundFn = Callable[[RoundState, Cohort, Array], tuple[RoundState, RoundMetrics]]
 
 # Every key is folded from the run's key: the round, then one of these stages, then the client id.
-TRAIN, TRANSFORM, RELEASE, SAMPLE = range(4)
+TRAIN, TRANSFORM, RELEASE, SAMPLE, SURVEY, RECEIVE, MEASURE, ADAPT = range(8)
 
 
 def stage_key(key: Array, round: Array | int, stage: int) -> Array:
@@ -43,8 +33,7 @@ def init(algorithm: Algorithm, params: PyTree, num_clients: int, *, memory_rows:
       params: the initial model, a pytree of floating-point arrays or `Variables`. It is copied, hence may be donated.
       num_clients: `N`, clients in the population.
       memory_rows: rows of per-client memory in the state: `N` by default; `C` to keep only the cohort's on the device,
-      in
-        which case the caller swaps them between rounds and fills `Cohort.rows` with 0 to `C - 1`.
+        in which case the caller swaps them between rounds and fills `Cohort.rows` with 0 to `C - 1`.
 
     Raises:
       InputError: `params` holds anything but floating-point arrays, or a count is not positive.
@@ -67,7 +56,7 @@ def init(algorithm: Algorithm, params: PyTree, num_clients: int, *, memory_rows:
         server=server,
         clients=for_each_client(memory),
         messages=for_each_client(kept),
-        release=algorithm.release.init(message),
+        release=() if algorithm.release is None else algorithm.release.init(message),
     )
 
 
@@ -92,60 +81,33 @@ def default_lanes(cohort_size: int, devices: Sequence[Any]) -> int:
     return 1 if devices[0].platform == "cpu" else max(1, min(256, -(-cohort_size // len(devices))))
 
 
-def clients_in(population: Population | Procedural) -> int:
-    """`N`, the number of clients."""
-    return population.num_clients if isinstance(population, Procedural) else population.offsets.shape[0] - 1
+def as_key(key: Array) -> Array:
+    """`key` as a typed key."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
-def select(population: Population | Procedural, ids: Any) -> Cohort:
-    """The cohort of the clients `ids` (int32[C], -1 for an empty slot), whose examples are resident or computed.
+def wrapper(key: Array) -> Callable[[Array], Array]:
+    """What makes keys like `key` of their data."""
+    return partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
+
+
+def client_keys(key: Array, ids: Array) -> Array:
+    """Data of `key` folded with each id, all at once: a key derived in the loop over clients is slow on a CPU."""
+    return jax.random.key_data(jax.vmap(partial(jax.random.fold_in, key))(ids))
+
+
+def make_items(cohort: Cohort, plan: Callable[[Array], Array], key: Array, transform_key: Array) -> Item:
+    """What the blocks of a round are made of.
 
     Raises:
-      InputError: ids that are no whole numbers; where they are on the host, also those of clients that do not exist.
+      InputError: a cohort of the wrong shape.
     """
-    if not isinstance(ids, jax.Array):
-        _validate.client_ids(ids, clients_in(population))
-    ids = jnp.asarray(ids, jnp.int32)
-    held = jnp.maximum(ids, 0)
-    if isinstance(population, Procedural):
-        return _computed(population, ids, held)
-    starts = population.offsets[held]
-    sizes = jnp.where(ids >= 0, population.offsets[held + 1] - starts, 0)
-    return Cohort(ids, starts, sizes, held, population.examples)
-
-
-def _computed(population: Procedural, ids: Array, held: Array) -> Cohort:
-    keys = jax.vmap(partial(jax.random.fold_in, population.key))(held)
-    examples, sizes = jax.vmap(population.make)(keys, held)
-    each = {jnp.shape(leaf)[:2] for leaf in jax.tree.leaves(examples)}
-    if len(each) != 1 or len(next(iter(each))) != 2 or jnp.shape(sizes) != ids.shape:
-        shapes = [jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(examples)]
-        raise _validate.InputError(
-            f"make: arrays {shapes} and size {list(jnp.shape(sizes)[1:])}; return arrays [K, ...] of one K, and int32[]"
-        )
-    rows = next(iter(each))[1]
-    sizes = jnp.where(ids >= 0, jnp.clip(sizes, 0, rows), 0).astype(jnp.int32)
-    starts = jnp.arange(ids.shape[0], dtype=jnp.int32) * rows
-    return Cohort(ids, starts, sizes, held, jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), examples))
-
-
-class _Item(NamedTuple):
-    ids: Array
-    starts: Array
-    sizes: Array
-    rows: Array
-    steps: Array
-    present: Array
-    key: Array  # uint32[C, ...], as data: typed keys do not pass through every collective
-    transform_key: Array
-
-
-class _Output(NamedTuple):
-    clients: PyTree
-    messages: PyTree
-    loss_before: Array
-    loss_after: Array
-    update_norm: Array
+    arrays = {name: getattr(cohort, name) for name in ("ids", "starts", "sizes", "rows")}
+    _validate.cohort(arrays, cohort.examples)
+    present = (cohort.ids >= 0) & (cohort.sizes > 0)
+    steps = jnp.where(present, plan(cohort.sizes), 0)
+    keys = (client_keys(k, cohort.ids) for k in (key, transform_key))
+    return Item(**arrays, steps=steps, present=present, key=next(keys), transform_key=next(keys))
 
 
 def make_round(
@@ -178,119 +140,89 @@ def make_round(
     Raises:
       InputError: a setting out of range; when traced, a cohort or loss of the wrong shape.
     """
-    _validate.whole("batch_size", batch_size)
-    _validate.whole("local_epochs", local_epochs)
-    if local_steps is not None:
-        _validate.whole("local_steps", local_steps)
+    _validate.local_work(batch_size, local_epochs, local_steps)
     _validate.one_of("client_losses", client_losses, ("steps", "examples"))
-    if lanes is not None:
-        _validate.whole("lanes", lanes)
-    if devices is not None and (not isinstance(devices, Sequence) or len(devices) == 0):
-        shown = _validate.shown(devices)
-        raise _validate.InputError(f"devices: {shown} is no list of devices; give jax.devices() or None")
-
-    def planned_steps(sizes: Array) -> Array:
-        steps = -(-sizes // batch_size) * local_epochs if local_steps is None else local_steps
-        return jnp.where(sizes > 0, steps, 0).astype(jnp.int32)
+    _validate.hardware(lanes, devices)
 
     def round_fn(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
         cohort = jax.tree.map(jnp.asarray, cohort)
-        arrays = {name: getattr(cohort, name) for name in ("ids", "starts", "sizes", "rows")}
-        _validate.cohort(arrays, cohort.examples)
         where = list(devices) if devices is not None else jax.local_devices()[:1]
-        width = lanes or default_lanes(cohort.ids.shape[0], where)
+        key = as_key(key)
+        stage = partial(stage_key, key, state.round)
+        items = make_items(cohort, partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs,
+                                           local_steps=local_steps), stage(TRAIN), stage(TRANSFORM))  # fmt: skip
+        work = Work(cohort.examples, batch_size, client_losses == "examples",
+                    lanes or default_lanes(cohort.ids.shape[0], where), where, wrapper(key))  # fmt: skip
+        gather = partial(collect, work=work, receive_key=stage(RECEIVE), measure_key=stage(MEASURE))
 
-        broadcast = algorithm.server.broadcast(state.params, state.server)
-        present = (cohort.ids >= 0) & (cohort.sizes > 0)
-        steps = jnp.where(present, planned_steps(cohort.sizes), 0)
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            key = jax.random.wrap_key_data(key)
-        wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
+        memory, surveyed_bits = state.server, (0, 0)
+        if algorithm.survey is not None:
+            memory, surveyed_bits = _survey(algorithm, algorithm.survey, state, items, stage(SURVEY), gather)
+        broadcast = algorithm.server.broadcast(state.params, memory)
+        message = _message(algorithm, state.params, memory)
 
-        def client_keys(stage: int) -> Array:  # all at once: a key derived in the loop over clients is slow on a CPU
-            fold = partial(jax.random.fold_in, stage_key(key, state.round, stage))
-            return jax.random.key_data(jax.vmap(fold)(cohort.ids))
+        def train(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[PyTree, PyTree, Info]]:
+            broadcast, clients, messages = shared
+            own, kept = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), (clients, messages))
+            sent, own, info = algorithm.client.run(broadcast, own, data, data.key)
+            sent, kept = algorithm.transform.update(sent, kept, work.wrap(item.transform_key))
+            return sent, (own, kept, info)
 
-        items = _Item(
-            **arrays, steps=steps, present=present, key=client_keys(TRAIN), transform_key=client_keys(TRANSFORM)
-        )
+        shared = (broadcast, state.clients, state.messages)
+        aggregate, arrival, (clients, messages, info) = gather(train, algorithm.aggregator, message, shared, items)
 
-        def one_client(shared: PyTree, trips: Array, alone: bool, item: _Item) -> tuple[Message, _Output, Array]:
-            broadcast, examples, clients, messages = shared
-            memory, kept = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), (clients, messages))
-            client_key = wrap(item.key)
-            data = LocalData(
-                examples,
-                item.starts,
-                item.sizes,
-                item.steps,
-                trips,
-                client_key,
-                batch_size=batch_size,
-                alone=alone,
-                full_losses=client_losses == "examples",
-            )
-            message, memory, info = algorithm.client.run(broadcast, memory, data, client_key)
-            norm = jnp.sqrt(squared_norm(trained(message.update)))
-            message, kept = algorithm.transform.update(message, kept, wrap(item.transform_key))
-            message = jax.tree.map(lambda m: jnp.where(item.present, m, 0), message)
-            squared = squared_norm(trained(message.update))
-            return message, _Output(memory, kept, info.loss_before, info.loss_after, norm), squared
+        release = state.release
+        if algorithm.release is not None:
+            aggregate, release = algorithm.release.update(aggregate, release, stage(RELEASE))
+        params, server = algorithm.server.update(state.params, memory, aggregate)
+        if algorithm.release is None:  # else what is released must not tell whether anybody came
+            somebody, before = arrival.effective_clients > 0, (state.params, state.server)
+            params, server = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), (params, server), before)
 
-        def block(acc: PyTree, shared: PyTree, items: _Item, filled: Array) -> tuple[PyTree, _Output]:
-            items = items._replace(present=items.present & filled, steps=jnp.where(filled, items.steps, 0))
-            trips, alone = items.steps.max(), items.steps.shape[0] == 1
-
-            def one(item: _Item) -> tuple[Message, _Output, Array]:
-                return one_client(shared, trips, alone, item)
-
-            messages, outputs, squared = execute.over_lanes(one, items)
-            weights = algorithm.aggregator.weigh(jnp.where(items.present, items.sizes, 0).astype(jnp.float32))
-            total, squares, weight = acc
-            squares = squares + jnp.sum(weights * squared)
-            return (algorithm.aggregator.add(total, messages, weights), squares, weight + weights.sum()), outputs
-
-        zero = jnp.zeros((), jnp.float32)
-        message = _message(algorithm, state.params, state.server)
-        shared = (broadcast, cohort.examples, state.clients, state.messages)
-        start = (algorithm.aggregator.init(message), zero, zero)
-        (total, squares, weight), outputs = execute.fold(block, start, shared, items, steps, lanes=width, devices=where)
-        aggregate = algorithm.aggregator.finish(total)
-        mean_square = squares / jnp.where(weight > 0, weight, 1)
-        squared_mean = squared_norm(trained(aggregate.update))
-        aggregate, release = algorithm.release.update(aggregate, state.release, stage_key(key, state.round, RELEASE))
-        params, server = algorithm.server.update(state.params, state.server, aggregate)
-
-        slots = jnp.where(present, cohort.rows, jnp.iinfo(jnp.int32).max)  # an absent client's memory stays as it is
+        slots = jnp.where(items.present, cohort.rows, jnp.iinfo(jnp.int32).max)  # absent clients keep their memory
 
         def renew(old: PyTree, new: PyTree) -> PyTree:
             return jax.tree.map(lambda o, n: o.at[slots].set(n, mode="drop"), old, new)
 
-        new_state = RoundState(
-            round=state.round + 1,
-            params=params,
-            server=server,
-            clients=renew(state.clients, outputs.clients),
-            messages=renew(state.messages, outputs.messages),
-            release=release,
-        )
+        clients, messages = renew(state.clients, clients), renew(state.messages, messages)
+        new_state = RoundState(state.round + 1, params, server, clients, messages, release)
 
         def of_present(values: Array) -> Array:
-            return jnp.where(present, values, jnp.zeros((), values.dtype))
+            return jnp.where(items.present, values, jnp.zeros((), values.dtype))
 
         uplink = algorithm.transform.wire(message)
+        uplink = surveyed_bits[0] + (dense_bits(message) if uplink is None else uplink)
         metrics = RoundMetrics(
-            ids=jnp.where(present, cohort.ids, -1),
+            ids=jnp.where(items.present, cohort.ids, -1),
             examples=of_present(cohort.sizes),
-            steps=steps,
-            loss_before=of_present(outputs.loss_before),
-            loss_after=of_present(outputs.loss_after),
-            update_norm=of_present(outputs.update_norm),
+            steps=items.steps,
+            loss_before=of_present(info.loss_before),
+            loss_after=of_present(info.loss_after),
+            drift=of_present(info.drift),
+            update_norm=arrival.norm,
+            cosine=arrival.cosine,
+            weight=arrival.weight,
+            rejected=arrival.rejected,
             aggregate_norm=jnp.sqrt(squared_norm(trained(aggregate.update))),
-            gradient_diversity=jnp.where(squared_mean > 0, mean_square / squared_mean, 1.0),
-            uplink_bits=of_present(_bits("message", dense_bits(message) if uplink is None else uplink)),
-            downlink_bits=of_present(_bits("broadcast", dense_bits(broadcast))),
+            gradient_diversity=arrival.gradient_diversity,
+            effective_clients=arrival.effective_clients,
+            uplink_bits=of_present(_bits("message", uplink)),
+            downlink_bits=of_present(_bits("broadcast", dense_bits(broadcast) + surveyed_bits[1])),
         )
         return new_state, metrics
 
     return round_fn
+
+
+def _survey(
+    algorithm: Algorithm, survey: Survey, state: RoundState, items: Item, key: Array, gather: Callable[..., Any]
+) -> tuple[PyTree, tuple[int, int]]:
+    """The server's memory after asking the cohort, and the bits of an answer and of the question."""
+    question = algorithm.server.broadcast(state.params, state.server)
+    like = jax.tree.map(jnp.zeros_like, survey.like(question))
+
+    def answer(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[()]]:
+        return survey.ask(shared, data, data.key), ()
+
+    told, _, _ = gather(answer, survey.aggregator, like, question, items._replace(key=client_keys(key, items.ids)))
+    return survey.tell(state.server, told), (dense_bits(like), dense_bits(question))

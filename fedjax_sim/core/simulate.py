@@ -1,4 +1,4 @@
-"""Many rounds as one compiled program, and evaluation."""
+"""Many rounds as one compiled program."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim import _validate
+from fedjax_sim.core.cohort import clients_in, select
 from fedjax_sim.core.permute import permuted
-from fedjax_sim.core.round import SAMPLE, RoundFn, clients_in, select, stage_key
-from fedjax_sim.core.types import Array, Cohort, Population, Procedural, PyTree, RoundMetrics, RoundState
+from fedjax_sim.core.round import SAMPLE, RoundFn, stage_key
+from fedjax_sim.core.types import Array, Cohort, Population, Procedural, RoundMetrics, RoundState
 
 Source = Population | Procedural | Cohort
 
@@ -106,38 +107,3 @@ def make_simulation(
         return program(state, population, key, rounds, cohorts, first)
 
     return simulate
-
-
-def make_evaluation(
-    metric_fn: Callable[[PyTree, PyTree], dict[str, Array]], *, batch_size: int = 256
-) -> Callable[[PyTree, PyTree], dict[str, Array]]:
-    """Means of per-example metrics over a data set, in batches, jitted.
-
-    Args:
-      metric_fn: `(params, batch) -> {name: f32[B]}`.
-      batch_size: examples at once; the last batch may hold fewer.
-
-    Returns:
-      `evaluate(params, examples [total, ...]) -> {name: f32[]}`.
-
-    Raises:
-      InputError: from `evaluate`, examples of no or of different length, or a metric that is not one value per example.
-    """
-    _validate.whole("batch_size", batch_size)
-
-    @jax.jit
-    def evaluate(params: PyTree, examples: PyTree) -> dict[str, Array]:
-        total = _validate.leading("examples", examples)
-        size = min(batch_size, total)
-
-        def batch(first: Array) -> dict[str, Array]:
-            rows = first + jnp.arange(size)
-            values = metric_fn(params, jax.tree.map(lambda x: x.at[rows].get(mode="clip"), examples))
-            for name, value in values.items():
-                _validate.per_example(f"metric_fn: {name}", value, size, what="value")
-            return {name: jnp.sum(jnp.where(rows < total, value, 0)) for name, value in values.items()}
-
-        sums = lax.map(batch, jnp.arange(0, total, size))
-        return {name: value.sum() / total for name, value in sums.items()}
-
-    return evaluate

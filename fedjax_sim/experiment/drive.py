@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core.cohort import select
 from fedjax_sim.core.devices import replicate
-from fedjax_sim.core.round import RoundFn, make_round, select
+from fedjax_sim.core.round import RoundFn, make_round
 from fedjax_sim.core.simulate import make_simulation
 from fedjax_sim.core.types import Cohort, RoundMetrics, RoundState
 from fedjax_sim.data import FederatedData, draw_rounds, phase_at, stream

@@ -16,8 +16,8 @@ import numpy as np
 import fedjax_sim
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.round import init
-from fedjax_sim.core.simulate import make_evaluation
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, Output, to_toml

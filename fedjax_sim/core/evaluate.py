@@ -1,0 +1,168 @@
+"""How good models are: one on a test set, and each client's own on its own examples, before and after adapting."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim import _validate
+from fedjax_sim.core import execute
+from fedjax_sim.core.algorithm import Algorithm
+from fedjax_sim.core.client import planned_steps
+from fedjax_sim.core.collect import Item, Work, local_data
+from fedjax_sim.core.round import ADAPT, as_key, default_lanes, make_items, stage_key, wrapper
+from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
+
+MetricFn = Callable[[PyTree, PyTree], dict[str, Array]]  # (model, batch) -> {name: f32[B]}
+
+
+def _batch_sums(metric_fn: MetricFn, model: PyTree, examples: PyTree, rows: Array, counts: Array) -> dict[str, Array]:
+    """Sums of each metric over the rows that count."""
+    values = metric_fn(model, jax.tree.map(lambda x: x.at[rows].get(mode="clip"), examples))
+    for name, value in values.items():
+        _validate.per_example(f"metric_fn: {name}", value, rows.shape[0], what="value")
+    return {name: jnp.sum(jnp.where(counts, value, 0)) for name, value in values.items()}
+
+
+def make_evaluation(
+    metric_fn: MetricFn, *, batch_size: int = 256, classes: int | None = None
+) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+    """Means of per-example metrics over a data set, in batches, jitted.
+
+    Args:
+      metric_fn: `(params, batch) -> {name: f32[B]}`.
+      batch_size: examples at once; the last batch may hold fewer.
+      classes: number of classes of the field "labels"; given, each metric is also averaged class by class.
+
+    Returns:
+      `evaluate(params, examples [total, ...]) -> {name: f32[]}`, and with `classes` also `{"class_" + name:
+      f32[classes]}`, NaN for a class without examples.
+
+    Raises:
+      InputError: from `evaluate`, examples of no or of different length, or a metric that is not one value per example.
+    """
+    _validate.whole("batch_size", batch_size)
+
+    def by_class(params: PyTree, batch: PyTree) -> dict[str, Array]:
+        values = metric_fn(params, batch)
+        if classes is None:
+            return values
+        one_hot = jax.nn.one_hot(batch["labels"], classes)
+        columns = {"class_" + name: value for name, value in values.items()} | {"": jnp.ones_like(one_hot[:, 0])}
+        return values | {
+            f"{k} {name}": value * one_hot[:, k] for name, value in columns.items() for k in range(classes)
+        }
+
+    @jax.jit
+    def evaluate(params: PyTree, examples: PyTree) -> dict[str, Array]:
+        total = _validate.leading("examples", examples)
+        size = min(batch_size, total)
+
+        def batch(first: Array) -> dict[str, Array]:
+            rows = first + jnp.arange(size)
+            return _batch_sums(by_class, params, examples, rows, rows < total)
+
+        sums = {name: value.sum() for name, value in lax.map(batch, jnp.arange(0, total, size)).items()}
+        if classes is None:
+            return {name: value / total for name, value in sums.items()}
+        columns = {name.partition(" ")[2] for name in sums if " " in name}
+        stacked = {c: jnp.stack([sums.pop(f"{k} {c}") for k in range(classes)]) for c in columns}
+        count = stacked.pop("")
+        return {name: value / total for name, value in sums.items()} | {n: v / count for n, v in stacked.items()}
+
+    return evaluate
+
+
+class ClientScores(NamedTuple):
+    """Each client's means over its own test examples; arrays [C] in the cohort's order, 0 where it has none."""
+
+    examples: Array  # int32[C], own test examples
+    before: dict[str, Array]  # of the global model
+    after: dict[str, Array]  # of the client's own model, adapted to its own training examples
+
+
+def make_client_evaluation(
+    algorithm: Algorithm,
+    metric_fn: MetricFn,
+    *,
+    batch_size: int,
+    local_epochs: int = 1,
+    local_steps: int | None = None,
+    lanes: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Callable[[RoundState, Cohort, Cohort, Array], ClientScores]:
+    """What the federation is worth to each of its clients: the global model and the personal one on its own test rows.
+
+    Args:
+      algorithm: whose `personal` says what a client predicts with.
+      metric_fn: `(model, batch) -> {name: f32[B]}`.
+      batch_size: `B`, of adapting as of testing.
+      local_epochs: passes over its own examples that a client adapts for.
+      local_steps: steps of adapting, instead of epochs.
+      lanes: clients at once on a device, as in `make_round`.
+      devices: as in `make_round`.
+
+    Returns:
+      `evaluate(state, cohort, tests, key) -> ClientScores`, not jitted yet. `tests` is the cohort of the same clients
+      in the population of test examples: `select(data.local_test, ids)`. Nothing in the state changes.
+
+    Raises:
+      InputError: a setting out of range, or an algorithm that does not say what is personal.
+    """
+    _validate.local_work(batch_size, local_epochs, local_steps)
+    _validate.hardware(lanes, devices)
+    personal = algorithm.personal
+    if personal is None:
+        raise _validate.InputError("algorithm: it has no `personal`; say what a client predicts with after adapting")
+    plan = partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps)
+
+    def evaluate(state: RoundState, cohort: Cohort, tests: Cohort, key: Array) -> ClientScores:
+        cohort, tests = jax.tree.map(jnp.asarray, (cohort, tests))
+        if tests.ids.shape != cohort.ids.shape:
+            shapes = f"{cohort.ids.shape[0]} clients and test rows of {tests.ids.shape[0]}"
+            raise _validate.InputError(f"tests: {shapes}; select the same ids from both populations")
+        where, key = list(devices) if devices is not None else jax.local_devices()[:1], as_key(key)
+        adapt_key = stage_key(key, state.round, ADAPT)
+        items = make_items(cohort, plan, adapt_key, adapt_key)
+        work = Work(cohort.examples, batch_size, False, lanes or default_lanes(cohort.ids.shape[0], where), where,
+                    wrapper(key))  # fmt: skip
+        sizes = jnp.where(cohort.ids >= 0, tests.sizes, 0)
+        shared = (algorithm.server.broadcast(state.params, state.server), state.params, state.clients, cohort.examples,
+                  tests.examples)  # fmt: skip
+
+        def test(model: PyTree, examples: PyTree, start: Array, size: Array) -> dict[str, Array]:
+            def batch(index: Array, sums: dict[str, Array]) -> dict[str, Array]:
+                place = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+                counts = place < size
+                rows = start + jnp.where(counts, place, 0)
+                new = _batch_sums(metric_fn, model, examples, rows, counts)
+                return jax.tree.map(jnp.add, sums, new)
+
+            first = jnp.zeros(batch_size, jnp.int32)
+            shapes = jax.eval_shape(lambda: _batch_sums(metric_fn, model, examples, first, first > 0))
+            zero = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+            sums = lax.fori_loop(0, -(-size // batch_size), batch, zero)
+            return {name: value / jnp.maximum(size, 1) for name, value in sums.items()}
+
+        def block(acc: PyTree, shared: PyTree, lanes: Any, filled: Array) -> tuple[PyTree, PyTree]:
+            broadcast, params, clients, examples, test_examples = shared
+            trips = jnp.where(filled, lanes[0].steps, 0).max()
+
+            def one(lane: tuple[Item, Array, Array]) -> tuple[PyTree, PyTree]:
+                item, start, size = lane
+                own = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), clients)
+                data = local_data(item, examples, trips, work)
+                model = personal(broadcast, own, data, data.key)
+                return test(params, test_examples, start, size), test(model, test_examples, start, size)
+
+            return acc, execute.over_lanes(one, lanes)
+
+        costs = items.steps + -(-sizes // batch_size)
+        lanes_of = (items, tests.starts, sizes)
+        _, (before, after) = execute.fold(block, (), shared, lanes_of, costs, lanes=work.lanes, devices=where)
+        return ClientScores(sizes, before, after)
+
+    return evaluate
