@@ -1,5 +1,10 @@
-"""What every registered algorithm must keep, with no list of exceptions."""
+"""What every registered algorithm must keep, with no list of exceptions.
 
+Compiling is what these tests spend their time on, so they share one compiled round wherever shapes allow.
+"""
+
+import inspect
+import typing
 from itertools import pairwise
 
 import jax
@@ -7,13 +12,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import BATCH, SIZES, assert_close, assert_equal, loss_fn, make_algorithm
+from conftest import BATCH, FEATURES, RATE, SIZES, assert_close, assert_equal, make_federation
 
 import fedjax_sim as fs
 
 N = len(SIZES)
 COHORTS = jnp.asarray([[0, 3, 4], [5, 1, 3], [2, 4, 0], [3, 1, 2]], jnp.int32)
 KEY = jax.random.key(7)
+
+
+def loss_fn(params, batch, key):
+    """Logistic regression behind a layer that scales and shifts its inputs, as normalisation does."""
+    norm, head = params["layer0_norm"], params["layer1"]
+    logits = (batch["inputs"] * norm["scale"] + norm["shift"]) @ head["kernel"] + head["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+
+
+@pytest.fixture(scope="module")
+def federation():
+    made = make_federation()
+    norm = {"scale": jnp.linspace(0.8, 1.2, FEATURES), "shift": jnp.zeros(FEATURES)}
+    return made._replace(params={"layer0_norm": norm, "layer1": made.params})
+
+
+def make_algorithm(name, **options):
+    return fs.ALGORITHMS[name](loss_fn, client_tx=optax.sgd(RATE), **options)
+
+
+def traced_options(name):
+    """Hyper-parameters that a factory lets be traced, by its annotations, with their defaults."""
+    factory = fs.ALGORITHMS[name]
+    hints = typing.get_type_hints(factory)
+    parameters = inspect.signature(factory).parameters
+    traced = [option for option in parameters if jax.Array in typing.get_args(hints[option])]
+    return {option: 1.0 if parameters[option].default is None else parameters[option].default for option in traced}
 
 
 @pytest.fixture(scope="module", params=list(fs.ALGORITHMS))
@@ -41,16 +73,6 @@ def setup(name, federation):
     return algorithm, jitted, states, metrics, traces
 
 
-def run(algorithm, federation, cohorts=COHORTS, **options):
-    round_fn = jax.jit(fs.make_round(algorithm, batch_size=BATCH, local_epochs=2, **options))
-    state = fs.init(algorithm, federation.params, N)
-    devices = options.get("devices", jax.devices()[:1])
-    state, population, key = fs.replicate((state, federation.population, KEY), devices)
-    for ids in cohorts[:-1]:
-        state, _ = round_fn(state, fs.select(population, ids), key)
-    return round_fn(state, fs.select(population, cohorts[-1]), key)
-
-
 def test_training_changes_the_model_and_stays_finite(setup):
     _, _, states, metrics, _ = setup
     for before, after in pairwise(states):
@@ -67,90 +89,75 @@ def test_structure_and_dtypes_are_kept_and_nothing_compiles_twice(setup):
 
 
 def test_jit_equals_no_jit(setup, federation):
-    algorithm, _, states, metrics, _ = setup
+    algorithm, jitted, states, _, _ = setup
+    cohort = fs.select(federation.population, jnp.asarray([-1, 5, -1], jnp.int32))
     with jax.disable_jit():
+        plain = fs.make_round(algorithm, batch_size=BATCH, local_epochs=2)(states[1], cohort, KEY)
+    assert_close(plain, jitted(states[1], cohort, KEY), atol=1e-5)
+
+
+def test_scan_over_rounds_and_vmap_over_seeds_and_hyper_parameters_equal_a_loop(name, setup, federation):
+    """Over all hyper-parameters at once: both learning rates, and whatever else the algorithm lets be traced."""
+    _, jitted, states, metrics, _ = setup
+
+    def rounds(key, client_rate, server_rate, options):
+        if "server_tx" in inspect.signature(fs.ALGORITHMS[name]).parameters:
+            options = options | {"server_tx": optax.sgd(server_rate)}
+        algorithm = fs.ALGORITHMS[name](loss_fn, client_tx=optax.sgd(client_rate), **options)
         round_fn = fs.make_round(algorithm, batch_size=BATCH, local_epochs=2)
-        state, measured = round_fn(states[1], fs.select(federation.population, COHORTS[1]), KEY)
-    assert_close((state, measured), (states[2], metrics[1]), atol=1e-5)
-
-
-def test_fits_scan_over_rounds(setup, federation):
-    algorithm, _, states, metrics, _ = setup
-    round_fn = fs.make_round(algorithm, batch_size=BATCH, local_epochs=2)
-
-    @jax.jit
-    def scanned(state):
-        return jax.lax.scan(lambda s, ids: round_fn(s, fs.select(federation.population, ids), KEY), state, COHORTS)
-
-    state, history = scanned(states[0])
-    assert_close(state, states[-1])
-    assert_close(jax.tree.map(lambda h: h[-1], history), metrics[-1])
-
-
-def test_vmap_over_seeds_equals_a_loop(setup, federation):
-    _, jitted, states, _, _ = setup
-    keys = jax.random.split(jax.random.key(1), 3)
-    cohort = fs.select(federation.population, COHORTS[0])
-    together = jax.vmap(lambda key: jitted(states[1], cohort, key))(keys)
-    one_by_one = [jitted(states[1], cohort, key) for key in keys]
-    assert_close(together, jax.tree.map(lambda *x: jnp.stack(x), *one_by_one))
-    first, second = (np.asarray(r[0].params["kernel"]) for r in one_by_one[:2])
-    assert not np.array_equal(first, second)
-
-
-def test_vmap_over_traced_hyper_parameters_equals_a_loop(name, federation):
-    def final(client_rate, server_rate):
-        tx = optax.sgd(client_rate)
-        algorithm = fs.ALGORITHMS[name](loss_fn, client_tx=tx, server_tx=optax.sgd(server_rate))
-        round_fn = fs.make_round(algorithm, batch_size=BATCH)
         state = fs.init(algorithm, federation.params, N)
-        for ids in COHORTS[:2]:
-            state, _ = round_fn(state, fs.select(federation.population, ids), KEY)
-        return state.params
+        return jax.lax.scan(lambda s, ids: round_fn(s, fs.select(federation.population, ids), key), state, COHORTS)
 
-    rates = jnp.array([0.05, 0.2]), jnp.array([1.0, 0.5])
-    together = jax.jit(jax.vmap(final))(*rates)
-    alone = jax.jit(final)(0.2, 0.5)
-    assert_close(jax.tree.map(lambda x: x[1], together), alone)
+    keys = jnp.stack([KEY, jax.random.key(1), KEY])
+    changed = {option: value / 2 if value else 0.1 for option, value in traced_options(name).items()}
+    options = {option: jnp.array([value, value, changed[option]]) for option, value in traced_options(name).items()}
+    together = jax.vmap(rounds)(keys, jnp.array([RATE, RATE, 0.1]), jnp.array([1.0, 1.0, 0.5]), options)
+    end, history = jax.tree.map(lambda x: x[0], together)
+    assert_close(end, states[-1], atol=1e-5)
+    assert_close(jax.tree.map(lambda h: h[-1], history), metrics[-1], atol=1e-5)
+    state = states[0]
+    for ids in COHORTS:
+        state, _ = jitted(state, fs.select(federation.population, ids), keys[1])
+    assert_close(jax.tree.map(lambda x: x[1], together[0]), state, atol=1e-5)
+    kernels = np.asarray(together[0].params["layer1"]["bias"])
+    assert np.isfinite(kernels).all()
+    assert not any(np.allclose(kernels[0], other, atol=1e-7) for other in kernels[1:])
 
 
-@pytest.mark.parametrize("options", [{"lanes": 2}, {"lanes": 3}, {"devices": 2}, {"lanes": 2, "devices": 2}])
-def test_lanes_blocks_and_devices_change_nothing(setup, federation, options):
+def test_lanes_blocks_devices_order_and_empty_slots_change_nothing(setup, federation):
     algorithm, _, states, metrics, _ = setup
-    if "devices" in options:
-        options = options | {"devices": jax.devices()[: options["devices"]]}
-        assert len(options["devices"]) == 2
-    state, measured = run(algorithm, federation, **options)
-    assert_close(state, states[-1], atol=2e-6)
-    assert_close(measured, metrics[-1], atol=2e-6)
-
-
-def test_cohort_order_changes_nothing(setup, federation):
-    algorithm, _, states, metrics, _ = setup
+    devices = jax.devices()[:2]
+    assert len(devices) == 2
+    round_fn = jax.jit(fs.make_round(algorithm, batch_size=BATCH, local_epochs=2, lanes=2, devices=devices))
     order = jnp.asarray([2, 0, 1])
-    state, measured = run(algorithm, federation, COHORTS[:, order])
+    empty = jnp.full((len(COHORTS), 2), -1, jnp.int32)
+    cohorts = jnp.concatenate([empty[:, :1], COHORTS[:, order], empty], axis=1)  # padded, too: 6 slots for 8 lanes
+    state, population, key = fs.replicate((states[0], federation.population, KEY), devices)
+    for ids in cohorts:
+        state, measured = round_fn(state, fs.select(population, ids), key)
+    assert_close(state, states[-1], atol=3e-6)
+    for field, values in metrics[-1]._asdict().items():
+        expected = np.concatenate([values[:1] * 0, values[order], values[:2] * 0]) if values.shape else values
+        if field == "ids":
+            expected = np.where(np.arange(6) % 4 == 0, -1, expected)
+            expected[5] = -1
+        np.testing.assert_allclose(getattr(measured, field), expected, atol=3e-6, rtol=1e-5, err_msg=field)
+
+
+def test_cohort_order_changes_nothing_on_one_device(setup, federation):
+    _, jitted, states, metrics, _ = setup
+    order = jnp.asarray([2, 0, 1])
+    state, measured = jitted(states[-2], fs.select(federation.population, COHORTS[-1][order]), KEY)
     assert_close(state, states[-1], atol=2e-6)
-    for field in ("ids", "steps", "loss_before", "update_norm"):
+    for field in ("ids", "steps", "loss_before", "update_norm", "cosine", "weight"):
         np.testing.assert_allclose(getattr(measured, field), getattr(metrics[-1], field)[order], atol=2e-6)
 
 
-def test_empty_slots_and_absent_clients_equal_unsampled_ones(setup, federation):
-    algorithm, _, states, metrics, _ = setup
-    padded = jnp.concatenate([jnp.full((4, 1), -1, jnp.int32), COHORTS, jnp.full((4, 2), -1, jnp.int32)], axis=1)
-    state, measured = run(algorithm, federation, padded, lanes=2)
-    assert_close(state, states[-1], atol=2e-6)
-    np.testing.assert_array_equal(measured.ids, [-1, *np.asarray(metrics[-1].ids), -1, -1])
-    assert not np.asarray(measured.uplink_bits)[[0, 4, 5]].any()
-
-
 def test_a_cohort_of_empty_slots_leaves_the_model_as_it_is(setup, federation):
-    algorithm, _, states, _, _ = setup
-    round_fn = fs.make_round(algorithm, batch_size=BATCH)
+    _, jitted, states, _, _ = setup
     cohort = fs.select(federation.population, jnp.full(3, -1, jnp.int32))
-    state, measured = jax.jit(round_fn)(states[2], cohort, KEY)
-    assert_equal(
-        (state.params, state.clients, state.messages), (states[2].params, states[2].clients, states[2].messages)
-    )
+    state, measured = jitted(states[2], cohort, KEY)
+    assert_equal(state._replace(round=states[2].round), states[2])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(measured))
 
 
@@ -186,22 +193,35 @@ def test_memory_may_live_on_the_host_with_only_the_cohorts_rows_on_the_device(se
 
 
 def test_a_slice_of_the_population_gives_the_same_round(setup, federation):
+    """The cohort's rows first, one client after another; what follows is never looked at."""
     _, jitted, states, metrics, _ = setup
     ids = np.asarray(COHORTS[0])
     rows = [np.arange(federation.offsets[i], federation.offsets[i + 1]) for i in ids]
     sizes = np.array([len(r) for r in rows], np.int32)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
-    examples = jax.tree.map(lambda x: x[np.concatenate(rows)], federation.population.examples)
-    cohort = fs.Cohort(*[jnp.asarray(a) for a in (ids, starts, sizes, ids)], examples=examples)
+    total = len(federation.labels)
+    order = np.concatenate([*rows, np.zeros(total - sizes.sum(), int)])
+    examples = {"inputs": federation.inputs[order], "labels": federation.labels[order]}
+    examples["inputs"][sizes.sum() :] = np.nan
+    cohort = fs.Cohort(
+        *[jnp.asarray(a) for a in (ids, starts, sizes, ids)], examples=jax.tree.map(jnp.asarray, examples)
+    )
     assert_close(jitted(states[0], cohort, KEY), (states[1], metrics[0]))
 
 
-def test_a_compiled_run_may_be_cut_anywhere(name, federation):
-    algorithm = make_algorithm(name)
-    simulate = fs.make_simulation(fs.make_round(algorithm, batch_size=BATCH), cohort_size=3, max_rounds=4)
-    whole, history = simulate(fs.init(algorithm, federation.params, N), federation.population, KEY, 4)
-    state, _ = simulate(fs.init(algorithm, federation.params, N), federation.population, KEY, 1)
-    state, rest = simulate(state, federation.population, KEY, 3)
-    assert_equal(state, whole)
-    assert_equal(jax.tree.map(lambda h: h[1:], history), jax.tree.map(lambda h: h[:3], rest))
-    assert all(len(set(ids)) == 3 for ids in np.asarray(history.ids))
+def test_what_a_client_predicts_with_is_evaluated_and_changes_nothing(setup, federation):
+    algorithm, _, states, _, _ = setup
+
+    def metric_fn(params, batch):
+        return {"loss": loss_fn(params, batch, KEY)}
+
+    cohort = fs.select(federation.population, jnp.asarray([3, -1, 0, 5]))
+    tests = fs.select(make_federation(seed=1, sizes=(3, 0, 2, 7, 4, 0)).population, cohort.ids)
+    evaluate = jax.jit(fs.make_client_evaluation(algorithm, metric_fn, batch_size=BATCH, lanes=2))
+    scores = evaluate(states[-1], cohort, tests, KEY)
+    np.testing.assert_array_equal(scores.examples, [7, 0, 3, 0])
+    rows = {k: x[tests.starts[0] : tests.starts[0] + 7] for k, x in tests.examples.items()}
+    np.testing.assert_allclose(scores.before["loss"][0], loss_fn(states[-1].params, rows, KEY).mean(), rtol=1e-5)
+    assert not np.asarray(scores.after["loss"])[[1, 3]].any()
+    assert np.isfinite(scores.after["loss"]).all()
+    assert not np.allclose(scores.before["loss"][0], scores.after["loss"][0])

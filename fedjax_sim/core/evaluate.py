@@ -19,12 +19,16 @@ from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
 MetricFn = Callable[[PyTree, PyTree], dict[str, Array]]  # (model, batch) -> {name: f32[B]}
 
 
-def _batch_sums(metric_fn: MetricFn, model: PyTree, examples: PyTree, rows: Array, counts: Array) -> dict[str, Array]:
-    """Sums of each metric over the rows that count."""
-    values = metric_fn(model, jax.tree.map(lambda x: x.at[rows].get(mode="clip"), examples))
+def _values(metric_fn: MetricFn, model: PyTree, batch: PyTree, counts: Array) -> dict[str, Array]:
+    """Each metric of a batch, 0 in the rows that do not count."""
+    values = metric_fn(model, batch)
     for name, value in values.items():
-        _validate.per_example(f"metric_fn: {name}", value, rows.shape[0], what="value")
-    return {name: jnp.sum(jnp.where(counts, value, 0)) for name, value in values.items()}
+        _validate.per_example(f"metric_fn: {name}", value, counts.shape[0], what="value")
+    return {name: jnp.where(counts, value, 0) for name, value in values.items()}
+
+
+def _rows(examples: PyTree, rows: Array) -> PyTree:
+    return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), examples)
 
 
 def make_evaluation(
@@ -46,32 +50,24 @@ def make_evaluation(
     """
     _validate.whole("batch_size", batch_size)
 
-    def by_class(params: PyTree, batch: PyTree) -> dict[str, Array]:
-        values = metric_fn(params, batch)
-        if classes is None:
-            return values
-        one_hot = jax.nn.one_hot(batch["labels"], classes)
-        columns = {"class_" + name: value for name, value in values.items()} | {"": jnp.ones_like(one_hot[:, 0])}
-        return values | {
-            f"{k} {name}": value * one_hot[:, k] for name, value in columns.items() for k in range(classes)
-        }
-
     @jax.jit
     def evaluate(params: PyTree, examples: PyTree) -> dict[str, Array]:
         total = _validate.leading("examples", examples)
         size = min(batch_size, total)
 
-        def batch(first: Array) -> dict[str, Array]:
+        def sums(first: Array) -> tuple[dict[str, Array], dict[str, Array], Array]:
             rows = first + jnp.arange(size)
-            return _batch_sums(by_class, params, examples, rows, rows < total)
+            batch = _rows(examples, rows)
+            values = _values(metric_fn, params, batch, rows < total)
+            if classes is None:
+                return jax.tree.map(jnp.sum, values), {}, jnp.zeros(())
+            of_class = jnp.where(rows < total, jax.nn.one_hot(batch["labels"], classes, axis=0), 0)
+            by_class = {name: jnp.sum(of_class * value, axis=1) for name, value in values.items()}
+            return jax.tree.map(jnp.sum, values), by_class, of_class.sum(1)
 
-        sums = {name: value.sum() for name, value in lax.map(batch, jnp.arange(0, total, size)).items()}
-        if classes is None:
-            return {name: value / total for name, value in sums.items()}
-        columns = {name.partition(" ")[2] for name in sums if " " in name}
-        stacked = {c: jnp.stack([sums.pop(f"{k} {c}") for k in range(classes)]) for c in columns}
-        count = stacked.pop("")
-        return {name: value / total for name, value in sums.items()} | {n: v / count for n, v in stacked.items()}
+        plain, by_class, count = jax.tree.map(lambda x: x.sum(0), lax.map(sums, jnp.arange(0, total, size)))
+        means = {name: value / total for name, value in plain.items()}
+        return means | {f"class_{name}": value / count for name, value in by_class.items()}
 
     return evaluate
 
@@ -137,13 +133,12 @@ def make_client_evaluation(
             def batch(index: Array, sums: dict[str, Array]) -> dict[str, Array]:
                 place = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
                 counts = place < size
-                rows = start + jnp.where(counts, place, 0)
-                new = _batch_sums(metric_fn, model, examples, rows, counts)
-                return jax.tree.map(jnp.add, sums, new)
+                values = _values(metric_fn, model, _rows(examples, start + jnp.where(counts, place, 0)), counts)
+                return {name: sums[name] + value.sum() for name, value in values.items()}
 
-            first = jnp.zeros(batch_size, jnp.int32)
-            shapes = jax.eval_shape(lambda: _batch_sums(metric_fn, model, examples, first, first > 0))
-            zero = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+            rows = jnp.zeros(batch_size, jnp.int32)
+            shapes = jax.eval_shape(lambda: _values(metric_fn, model, _rows(examples, rows), rows > 0))
+            zero = {name: jnp.zeros((), value.dtype) for name, value in shapes.items()}
             sums = lax.fori_loop(0, -(-size // batch_size), batch, zero)
             return {name: value / jnp.maximum(size, 1) for name, value in sums.items()}
 

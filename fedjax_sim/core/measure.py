@@ -9,21 +9,23 @@ update of at most `ENTRIES` numbers is its own sketch, hence exact.
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.permute import mixed
 from fedjax_sim.core.types import Array, PyTree
 
 ENTRIES = 2048
 
 
 def random_signs(key: Array, tree: PyTree) -> PyTree:
-    """-1 or 1 for every entry of `tree`, int8."""
+    """-1 or 1 for every entry of `tree`, int8, hashed from its place: drawing them would cost more than using them."""
+    words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
     leaves, structure = jax.tree.flatten(tree)
-
-    def drawn(number: int, leaf: Array) -> Array:  # 32 signs of a word: words are what drawing costs
-        words = jax.random.bits(jax.random.fold_in(key, number), (-(-leaf.size // 32), 1), jnp.uint32)
-        bits = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1
-        return (2 * bits.astype(jnp.int8) - 1).ravel()[: leaf.size].reshape(leaf.shape)
-
-    return jax.tree.unflatten(structure, [drawn(i, leaf) for i, leaf in enumerate(leaves)])
+    signs, before = [], 0
+    for leaf in leaves:
+        place = jnp.arange(before, before + leaf.size, dtype=jnp.uint32)
+        bit = mixed(mixed(place ^ words[0]) + words[-1]) >> 31
+        signs.append((2 * bit.astype(jnp.int8) - 1).reshape(leaf.shape))
+        before += leaf.size
+    return jax.tree.unflatten(structure, signs)
 
 
 def _folded(flat: Array) -> Array:

@@ -16,7 +16,8 @@ from fedjax_sim.core.types import Array
 PASSES = 16  # two positions are left unmixed with probability about 2^-16
 
 
-def _hash(x: Array) -> Array:
+def mixed(x: Array) -> Array:
+    """uint32[...] whose bits each depend on all bits of `x`, one to one: a cheap source of bits that nobody attacks."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -35,11 +36,11 @@ def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0
       int32[...], distinct for distinct positions.
     """
     words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
-    seed = _hash(words[-1] ^ _hash(words[0] + _hash(jnp.uint32(epoch) + np.uint32(0x9E3779B9))))
+    seed = mixed(words[-1] ^ mixed(words[0] + mixed(jnp.uint32(epoch) + np.uint32(0x9E3779B9))))
     passes = jnp.arange(PASSES, dtype=jnp.uint32)
-    salts = _hash(seed + passes * np.uint32(0x9E3779B9))
+    salts = mixed(seed + passes * np.uint32(0x9E3779B9))
     n = jnp.maximum(length, 1).astype(jnp.uint32)
-    offsets = _hash(salts ^ np.uint32(0xA511E9B3)) % n
+    offsets = mixed(salts ^ np.uint32(0xA511E9B3)) % n
 
     def one_pass(x: Array, of_pass: tuple[Array, Array]) -> tuple[Array, None]:
         offset, salt = of_pass

@@ -1,10 +1,11 @@
 """What a run recorded: one row per round, a plain dict, kept as one line of JSON each.
 
 A row holds `round` (from 1), `clients`, `examples` and `steps` of the round in all; `loss_before` and `loss_after`,
-means over its clients weighted by examples; `update_norm`, the plain mean; `aggregate_norm`, `gradient_diversity`;
-`uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy` and `test_loss`,
-None where the model was not evaluated; and where wanted `per_client`, lists with one entry per client. A number that is
-not finite becomes None.
+means over its clients weighted by examples; `drift`, `update_norm` and `cosine`, plain means; `rejected`, how many sent
+what is not finite and were left out, of these means too; `aggregate_norm`, `gradient_diversity`, `effective_clients`;
+`uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy`, `test_loss` and
+`test_class_accuracy` (a list), None where the model was not evaluated; and where wanted `per_client`, lists with one
+entry per client. A number that is not finite becomes None.
 """
 
 import json
@@ -24,20 +25,22 @@ Row = dict[str, Any]
 WATCHED = (
     "loss_before",
     "loss_after",
+    "drift",
     "update_norm",
     "aggregate_norm",
     "gradient_diversity",
 )  # what shows divergence, in order
-_PER_CLIENT = ("ids", "examples", "steps", "loss_before", "loss_after", "update_norm")
+_PER_CLIENT = ("ids", "examples", "steps", "loss_before", "loss_after", "drift", "update_norm", "cosine", "weight")
 
 
 def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapsed_seconds: float) -> Row:
     """The row of one round, from metrics on the host (NumPy, no leading axis), without test metrics."""
     present = metrics.ids >= 0
-    weights = metrics.examples[present].astype(np.float64)
+    counted = present & ~metrics.rejected
+    weights = metrics.examples[counted].astype(np.float64)
 
     def mean(values: Any, weights: Any = None) -> float | None:
-        values = values[present].astype(np.float64)
+        values = values[counted].astype(np.float64)
         with np.errstate(invalid="ignore"):  # of a diverged model the mean may be inf - inf
             return _finite(np.average(values, weights=weights)) if len(values) else None
 
@@ -48,14 +51,19 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
         "steps": int(metrics.steps.sum(dtype=np.int64)),
         "loss_before": mean(metrics.loss_before, weights),
         "loss_after": mean(metrics.loss_after, weights),
+        "drift": mean(metrics.drift),
         "update_norm": mean(metrics.update_norm),
+        "cosine": mean(metrics.cosine),
+        "rejected": int(metrics.rejected.sum()),
         "aggregate_norm": _finite(metrics.aggregate_norm),
         "gradient_diversity": _finite(metrics.gradient_diversity),
+        "effective_clients": _finite(metrics.effective_clients),
         "uplink_bits": int(metrics.uplink_bits.sum(dtype=np.int64)),
         "downlink_bits": int(metrics.downlink_bits.sum(dtype=np.int64)),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "test_accuracy": None,
         "test_loss": None,
+        "test_class_accuracy": None,
     }
     if per_client:
         row["per_client"] = {name: _listed(getattr(metrics, name)[present]) for name in _PER_CLIENT}
@@ -63,13 +71,19 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
 
 
 def with_test(row: Row, test: dict[str, Any]) -> Row:
-    """`row` with the test metrics {"accuracy", "loss"} of the model after that round."""
-    return {**row, **{f"test_{name}": _finite(value) for name, value in test.items()}}
+    """`row` with the test metrics {"accuracy", "loss", "class_accuracy"} of the model after that round."""
+    return {**row, **{f"test_{name}": _listed(v) if np.ndim(v) else _finite(v) for name, v in test.items()}}
 
 
 def first_not_finite(metrics: RoundMetrics) -> str | None:
-    """The first of the watched metrics that holds NaN or an infinity, in one round's metrics on the host."""
-    return next((name for name in WATCHED if not np.isfinite(getattr(metrics, name)).all()), None)
+    """The first of the watched metrics that holds NaN or an infinity, in one round's metrics on the host; clients whose
+    updates were rejected for that are not looked at."""
+
+    def broken(name: str) -> bool:
+        values = getattr(metrics, name)
+        return not np.isfinite(values[~metrics.rejected] if np.ndim(values) else values).all()
+
+    return next((name for name in WATCHED if broken(name)), None)
 
 
 def _finite(value: Any) -> float | None:

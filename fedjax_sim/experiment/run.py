@@ -125,7 +125,7 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
     lanes = recall(name) if asked == "auto" else min(asked, experiment.sampler.slots)
     undecided = lanes is None
     driver = Driver(experiment, devices, lanes=lanes, block=block)
-    evaluate = make_evaluation(experiment.model.metric_fn)
+    evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
     state = replicate(init(experiment.algorithm, experiment.model.params, experiment.data.num_clients), devices)
 
     done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
@@ -149,7 +149,8 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
         test = driver.test(done - 1) if done % block == 0 or done == training.rounds else None
         if test is not None:
             params = jax.device_put(state.params, devices[0])
-            values = jax.tree.map(float, evaluate(params, test))
+            values = jax.tree.map(np.asarray, evaluate(params, test))
+            values.pop("class_loss", None)
             rows[-1] = with_test(rows[-1], values)
             if not np.isfinite(values["loss"]):
                 divergence = Divergence(done, "test_loss")
