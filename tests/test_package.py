@@ -116,6 +116,17 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.simulate",), ("core.evaluate",), ("core.tune",)),
     (
         ("messages.*", "messages"),
+        ("personal",),
+        ("optimizers",),
+        (
+            "aggregators.finite",
+            "aggregators.sorting",
+            "aggregators.clipping",
+            "aggregators.coordinate",
+            "aggregators.geometric",
+            "aggregators.selection",
+            "aggregators",
+        ),
         (
             "data.arrays",
             "data.federated",
@@ -140,7 +151,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
         ("models.layers", "models.classifiers", "models"),
     ),
-    (("algorithms.*", "algorithms"), ("privacy.*", "privacy")),
+    (("algorithms.*", "algorithms"), ("privacy.*", "privacy"), ("attacks.clients", "attacks.*", "attacks")),
     (("fedjax_sim",),),
     (
         (
@@ -151,6 +162,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.federation",
             "experiment.build",
             "experiment.drive",
+            "experiment.clients",
             "experiment.run",
             "experiment.progress",
             "experiment.show",
@@ -160,7 +172,20 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("cli",),),
     (("__main__",),),
 )
-SIMULATION = ("_validate", "core*", "messages*", "models*", "data*", "algorithms*", "privacy*", "fedjax_sim")
+SIMULATION = (
+    "_validate",
+    "core*",
+    "messages*",
+    "optimizers",
+    "personal",
+    "models*",
+    "data*",
+    "aggregators*",
+    "algorithms*",
+    "attacks*",
+    "privacy*",
+    "fedjax_sim",
+)
 NEEDED = {"jax", "optax", "flax", "numpy"}
 
 

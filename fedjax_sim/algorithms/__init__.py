@@ -2,15 +2,98 @@
 
 from collections.abc import Callable
 
+from fedjax_sim.algorithms.apfl import apfl
+from fedjax_sim.algorithms.bulyan import bulyan
+from fedjax_sim.algorithms.centered_clipping import centered_clipping
+from fedjax_sim.algorithms.ditto import ditto
+from fedjax_sim.algorithms.fedadagrad import fedadagrad
+from fedjax_sim.algorithms.fedadam import fedadam
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedavg_topk import fedavg_topk
+from fedjax_sim.algorithms.fedavgm import fedavgm
+from fedjax_sim.algorithms.fedbn import fedbn
+from fedjax_sim.algorithms.fedcm import fedcm
+from fedjax_sim.algorithms.feddc import feddc
+from fedjax_sim.algorithms.feddyn import feddyn
+from fedjax_sim.algorithms.fedexp import fedexp
+from fedjax_sim.algorithms.fednova import fednova
+from fedjax_sim.algorithms.fedper import fedper
+from fedjax_sim.algorithms.fedprox import fedprox
+from fedjax_sim.algorithms.fedrep import fedrep
+from fedjax_sim.algorithms.fedsgd import fedsgd
+from fedjax_sim.algorithms.fedyogi import fedyogi
+from fedjax_sim.algorithms.krum import krum
+from fedjax_sim.algorithms.median import median
+from fedjax_sim.algorithms.multi_krum import multi_krum
+from fedjax_sim.algorithms.norm_bounding import norm_bounding
+from fedjax_sim.algorithms.perfedavg import perfedavg
+from fedjax_sim.algorithms.pfedme import pfedme
+from fedjax_sim.algorithms.rfa import rfa
 from fedjax_sim.algorithms.scaffold import scaffold
+from fedjax_sim.algorithms.trimmed_mean import trimmed_mean
 from fedjax_sim.core.algorithm import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "apfl": apfl,
+    "bulyan": bulyan,
+    "centered_clipping": centered_clipping,
+    "ditto": ditto,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
     "fedavg": fedavg,
     "fedavg_topk": fedavg_topk,
+    "fedavgm": fedavgm,
+    "fedbn": fedbn,
+    "fedcm": fedcm,
+    "feddc": feddc,
+    "feddyn": feddyn,
+    "fedexp": fedexp,
+    "fednova": fednova,
+    "fedper": fedper,
+    "fedprox": fedprox,
+    "fedrep": fedrep,
+    "fedsgd": fedsgd,
+    "fedyogi": fedyogi,
+    "krum": krum,
+    "median": median,
+    "multi_krum": multi_krum,
+    "norm_bounding": norm_bounding,
+    "perfedavg": perfedavg,
+    "pfedme": pfedme,
+    "rfa": rfa,
     "scaffold": scaffold,
+    "trimmed_mean": trimmed_mean,
 }
 
-__all__ = ["ALGORITHMS", "fedavg", "fedavg_topk", "scaffold"]
+__all__ = [
+    "ALGORITHMS",
+    "apfl",
+    "bulyan",
+    "centered_clipping",
+    "ditto",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavg_topk",
+    "fedavgm",
+    "fedbn",
+    "fedcm",
+    "feddc",
+    "feddyn",
+    "fedexp",
+    "fednova",
+    "fedper",
+    "fedprox",
+    "fedrep",
+    "fedsgd",
+    "fedyogi",
+    "krum",
+    "median",
+    "multi_krum",
+    "norm_bounding",
+    "perfedavg",
+    "pfedme",
+    "rfa",
+    "scaffold",
+    "trimmed_mean",
+]

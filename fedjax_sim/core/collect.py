@@ -122,8 +122,8 @@ def collect(
 
         def look(message: Message, counts: Array, present: Array) -> tuple[Message, Array, Array, Array]:
             squared = squared_norm(trained(message.update))
+            rejected = ~jnp.isfinite(squared_norm(message)) & ~counts & present
             message = jax.tree.map(lambda m: jnp.where(counts, m, 0), message)
-            rejected = ~jnp.isfinite(squared) & ~counts & present
             return message, jnp.where(counts, squared, 0), rejected, measure.sketch(trained(message.update), signs)
 
         counted = (messages, weights > 0, items.present)

@@ -81,11 +81,18 @@ def fold(
     slots = schedule(costs, lanes, len(devices))
 
     def on_device(acc: PyTree, shared: PyTree, items: PyTree, slots: Array) -> tuple[PyTree, PyTree]:
-        def step(acc: PyTree, slot: Array) -> tuple[PyTree, PyTree]:
-            chosen = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), items)
-            return block(acc, shared, chosen, slot < count)
+        def look_up(slot: Array) -> tuple[PyTree, Array]:
+            return jax.tree.map(lambda x: x.at[slot].get(mode="clip"), items), slot < count
 
-        return lax.scan(step, acc, slots[0])
+        # Each step looks up the items of the next one: what a loop carries is written out, while a look-up in its own
+        # step would be fused into whatever uses it, and be done again for every entry of every array.
+        def step(carry: tuple[PyTree, PyTree], following: Array) -> tuple[PyTree, PyTree]:
+            acc, (chosen, filled) = carry
+            acc, outputs = block(acc, shared, chosen, filled)
+            return (acc, look_up(following)), outputs
+
+        (acc, _), outputs = lax.scan(step, (acc, look_up(slots[0, 0])), jnp.roll(slots[0], -1, axis=0))
+        return acc, outputs
 
     if len(devices) == 1:
         acc, outputs = on_device(zero, shared, items, slots)

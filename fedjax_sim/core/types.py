@@ -91,9 +91,9 @@ class RoundMetrics(NamedTuple):
     update_norm: Array  # f32[C], L2 norm of the update as the server received it
     cosine: Array  # f32[C], between update and aggregate: exact up to 2,048 parameters, else +- 0.02 (see `measure`)
     weight: Array  # f32[C], share in the aggregate that the aggregator gave, summing to 1
-    rejected: Array  # bool[C], the update was not finite and the aggregator left it out
+    rejected: Array  # bool[C], the message was not finite and the aggregator left it out
     aggregate_norm: Array  # f32[], L2 norm of the aggregate, as the server takes it
-    gradient_diversity: Array  # f32[], mean squared norm of the updates over the squared norm of their mean, >= 1
+    gradient_diversity: Array  # f32[], mean squared norm of the updates over that of the aggregate; >= 1 for a mean
     effective_clients: Array  # f32[], (sum of weights)^2 / sum of squared weights: as many equal clients
     uplink_bits: Array  # uint32[C], size of the message as it is sent
     downlink_bits: Array  # uint32[C], size of what the server broadcast

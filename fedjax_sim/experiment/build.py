@@ -1,24 +1,27 @@
 """From a configuration to the things it names: data, federation, model, algorithm."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, attacked, malicious
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.message import chain
 from fedjax_sim.data import FederatedData, Phase
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.experiment import config as settings
-from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.config import Config, Section
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.federation import make_federation
 from fedjax_sim.models import MODELS, Model, build_model
 from fedjax_sim.privacy import bare_laplace, laplace
 
-_COMMON = ("name", "learning_rate", "momentum", "server_learning_rate")  # the other keys of [algorithm] are options
+# The other keys of [algorithm] and of [attack] are options of the factory that they name.
+_COMMON = ("name", "learning_rate", "momentum", "server_learning_rate", "server_schedule")
+_ATTACK_COMMON = ("name", "fraction")
 
 
 class Experiment(NamedTuple):
@@ -44,8 +47,8 @@ def build(config: Config) -> Experiment:
     """
     look_up("model.name", config.model.name, MODELS)
     config, phases, sampler = make_federation(_with_defaults(config))
-    model = _model(config, phases[0].data)
-    return Experiment(config, phases, sampler, model, _algorithm(config, model))
+    phases, model = _poisoned(config, phases), _model(config, phases[0].data)
+    return Experiment(config, phases, sampler, model, _algorithm(config, model, phases[0].data.num_clients))
 
 
 def _model(config: Config, data: FederatedData) -> Model:
@@ -58,42 +61,75 @@ def _model(config: Config, data: FederatedData) -> Model:
     return build_model(model.name, data.input_shape, data.classes, hidden=model.hidden, seed=seed)
 
 
-def _options(algorithm: settings.Algorithm) -> dict[str, Any]:
-    """The algorithm's own options with its defaults, overridden by those given."""
-    factory = look_up("algorithm.name", algorithm.name, ALGORITHMS)
+def _options(section: Section, path: str, factory: Callable[..., Any], common: tuple[str, ...]) -> dict[str, Any]:
+    """The options that a factory has, at its defaults unless given."""
     parameters = inspect.signature(factory).parameters
     options = {}
-    for option in type(algorithm).model_fields:
-        if option in _COMMON:
+    for option in type(section).model_fields:
+        given = getattr(section, option)
+        if option in common:
             continue
-        given = getattr(algorithm, option)
         if option in parameters:
             options[option] = parameters[option].default if given is None else given
         elif given is not None:
-            raise InputError(f"algorithm.{option}: {algorithm.name} has no such option; leave it out")
+            name = getattr(section, "name")  # noqa: B009
+            raise InputError(f"{path}.{option}: {name} has no such option; leave it out")
     return options
 
 
 def _with_defaults(config: Config) -> Config:
-    algorithm = config.algorithm.model_copy(update=_options(config.algorithm))
-    return config.model_copy(update={"algorithm": algorithm})
+    given = config.algorithm
+    factory = look_up("algorithm.name", given.name, ALGORITHMS)
+    settled = _options(given, "algorithm", factory, _COMMON)
+    if given.server_learning_rate is None:
+        default = inspect.signature(factory).parameters.get("server_learning_rate")
+        settled["server_learning_rate"] = 1.0 if default is None else default.default
+    attack, choices = config.attack, {"none": none, **DATA_ATTACKS, **MESSAGE_ATTACKS}
+    harm = _options(attack, "attack", look_up("attack.name", attack.name, choices), _ATTACK_COMMON)
+    update = {"algorithm": given.model_copy(update=settled), "attack": attack.model_copy(update=harm)}
+    return config.model_copy(update=update)
 
 
-def _algorithm(config: Config, model: Model) -> Algorithm:
-    given, privacy = config.algorithm, config.privacy
+def none() -> None:
+    """No attack."""
+
+
+def _server_rate(config: Config) -> Any:
+    rate, rounds = config.algorithm.server_learning_rate or 1.0, config.training.rounds
+    if config.algorithm.server_schedule == "cosine":
+        return optax.cosine_decay_schedule(rate, rounds)
+    return optax.linear_schedule(rate, 0.0, rounds) if config.algorithm.server_schedule == "linear" else rate
+
+
+def _algorithm(config: Config, model: Model, num_clients: int) -> Algorithm:
+    given, privacy, factory = config.algorithm, config.privacy, ALGORITHMS[config.algorithm.name]
+    rate = _server_rate(config)
+    own = "server_tx" not in inspect.signature(factory).parameters
+    server = {"server_learning_rate": rate} if own else {"server_tx": optax.sgd(rate)}
+    options = _options(given, "algorithm", factory, _COMMON)
     try:
-        algorithm = ALGORITHMS[given.name](
-            model.loss_fn,
-            client_tx=optax.sgd(given.learning_rate, momentum=given.momentum or None),
-            server_tx=optax.sgd(given.server_learning_rate),
-            **_options(given),
-        )
+        client_tx = optax.sgd(given.learning_rate, momentum=given.momentum or None)
+        algorithm = factory(model.loss_fn, client_tx=client_tx, **server, **options)
+        algorithm.client.init(model.params)  # which tells whether a pattern finds any leaves
     except InputError as error:
         raise InputError(f"algorithm.{error}") from None
-    if privacy.mechanism == "none":
-        return algorithm
     if privacy.mechanism == "laplace":
         noise = laplace(epsilon=privacy.epsilon, clip_norm=privacy.clip_norm)
-    else:
-        noise = bare_laplace(privacy.epsilon)
-    return algorithm._replace(transform=chain(algorithm.transform, noise))
+        algorithm = algorithm._replace(transform=chain(algorithm.transform, noise))
+    elif privacy.mechanism == "laplace_bare":
+        algorithm = algorithm._replace(transform=chain(algorithm.transform, bare_laplace(privacy.epsilon)))
+    if config.attack.name in MESSAGE_ATTACKS:
+        attack = MESSAGE_ATTACKS[config.attack.name]
+        who = malicious(num_clients, config.attack.fraction, config.data.seed)
+        algorithm = attacked(algorithm, attack(**_options(config.attack, "attack", attack, _ATTACK_COMMON)), who)
+    return algorithm
+
+
+def _poisoned(config: Config, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """The clients' data after an attack on data, if there is one."""
+    attack = DATA_ATTACKS.get(config.attack.name)
+    if attack is None:
+        return phases
+    options = _options(config.attack, "attack", attack, _ATTACK_COMMON)
+    who = malicious(phases[0].data.num_clients, config.attack.fraction, config.data.seed)
+    return tuple(phase._replace(data=attack(phase.data, who, **options)) for phase in phases)

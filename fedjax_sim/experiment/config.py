@@ -16,6 +16,8 @@ from fedjax_sim.experiment.explain import explain, settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dial = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -95,18 +97,65 @@ class Model(Section):
 
 
 class Algorithm(Section):
-    """How it is trained. Options left out take the algorithm's own defaults."""
+    """How it is trained. Options left out take the algorithm's own defaults; those it does not have are refused."""
 
     name: str = Field(default="fedavg", description="federated algorithm")
     learning_rate: float = Field(default=0.1, gt=0, description="step size of the client optimizer (SGD)")
     momentum: float = Field(
         default=0.0, ge=0, lt=1, description="momentum of the client optimizer, started afresh each round"
     )
-    server_learning_rate: float = Field(default=1.0, gt=0, description="step size of the server optimizer (SGD)")
-    weighting: str | None = Field(default=None, description="weights of the mean over clients: examples or uniform")
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="share of each update's entries that is sent (top-k)"
+    server_learning_rate: Positive | None = Field(default=None, description="step size of the server optimizer")
+    server_schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="how the server's step size goes to 0 over the rounds, if it does"
     )
+    server_momentum: Fraction | None = Field(default=None, description="fedavgm: momentum")
+    beta1: Fraction | None = Field(default=None, description="fedadam, fedyogi, fedadagrad: first moment")
+    beta2: Fraction | None = Field(default=None, description="fedadam, fedyogi: second moment")
+    tau: Positive | None = Field(default=None, description="fedadam and its kin: adaptivity; centered_clipping: radius")
+    weighting: str | None = Field(default=None, description="weights of the mean over clients: examples or uniform")
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="fedavg_topk: share of entries sent; trimmed_mean: share cut from each end"
+    )
+    mu: NotNegative | None = Field(default=None, description="fedprox: pull towards the global model")
+    option: Annotated[int, Field(ge=1, le=2)] | None = Field(default=None, description="scaffold: option of the paper")
+    alpha: NotNegative | None = Field(
+        default=None, description="feddyn, feddc: regularization; fedcm, apfl: mixing; perfedavg: inner step size"
+    )
+    eps: NotNegative | None = Field(default=None, description="fedexp: what keeps its server step bounded")
+    lam: NotNegative | None = Field(default=None, description="ditto, pfedme: pull towards the global model")
+    eta: Positive | None = Field(default=None, description="pfedme: step size of the local model")
+    inner_steps: Count | None = Field(default=None, description="pfedme: steps to the personal model on a batch")
+    adaptive: bool | None = Field(default=None, description="apfl: learn alpha on each client")
+    alpha_rate: NotNegative | None = Field(default=None, description="apfl: step size of an adaptive alpha")
+    first_order: bool | None = Field(default=None, description="perfedavg: leave second derivatives out")
+    personal: str | None = Field(
+        default=None, description="fedper, fedrep, fedbn: pattern in the paths of leaves that stay on clients"
+    )
+    head_steps: Count | None = Field(default=None, description="fedrep: steps of the personal leaves before the others")
+    clusters: Count | None = Field(default=None, description="ifca: models")
+    spread: NotNegative | None = Field(default=None, description="ifca: how far apart the models start")
+    q: NotNegative | None = Field(default=None, description="qffl: weight of clients with large losses")
+    lipschitz: Positive | None = Field(default=None, description="qffl: smoothness; 1 / learning rate if left out")
+    gamma: NotNegative | None = Field(default=None, description="afl: step size of the clients' weights")
+    attackers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="krum, multi_krum, bulyan: attackers in a cohort; as many as it allows if left out"
+    )
+    selected: Count | None = Field(default=None, description="multi_krum: messages averaged")
+    iterations: Count | None = Field(default=None, description="rfa, centered_clipping: iterations of the mean")
+    nu: Positive | None = Field(default=None, description="rfa: smoothing")
+    bound: Positive | None = Field(default=None, description="norm_bounding: L2 norm that an update may have")
+
+
+class Attack(Section):
+    """Clients that mean harm: a fraction of the population, chosen by the seed of the data."""
+
+    name: str = Field(default="none", description="what they do to their data or messages")
+    fraction: float = Field(default=0.2, ge=0, le=1, description="share of the clients that do it")
+    scale: Positive | None = Field(default=None, description="sign_flip, gaussian: how large what they send is")
+    epsilon: Positive | None = Field(default=None, description="ipm: how far against the honest mean")
+    z: NotNegative | None = Field(default=None, description="alie: deviations from the mean; computed if left out")
+    target: Annotated[int, Field(ge=0)] | None = Field(default=None, description="backdoor: label the trigger means")
+    share: Dial | None = Field(default=None, description="backdoor: share of their examples with the trigger")
 
 
 class Training(Section):
@@ -123,6 +172,10 @@ class Training(Section):
         default=None, description="local steps of every client, instead of epochs"
     )
     evaluate_every: int = Field(default=5, ge=1, le=100_000, description="rounds between evaluations on the test set")
+    evaluate_clients: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=1000,
+        description="clients at most whose models are tested on their own test examples at the end, if they have any",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="seed of the initial model, cohorts, batch order and noise"
     )
@@ -168,6 +221,7 @@ class Config(Section):
     heterogeneity: Heterogeneity = Heterogeneity()
     model: Model = Model()
     algorithm: Algorithm = Algorithm()
+    attack: Attack = Attack()
     training: Training = Training()
     privacy: Privacy = Privacy()
     execution: Execution = Execution()

@@ -129,7 +129,7 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     if summary.divergence:
         lines.append(
             f"The model diverged: {summary.divergence.metric} is not finite in round {summary.divergence.round}; "
-            "lower algorithm.learning_rate."
+            "lower algorithm.learning_rate, or if it is single clients that send such updates, take a robust algorithm."
         )
     elif summary.first_loss and summary.last_loss and summary.last_loss > summary.first_loss:
         lines.append(
@@ -139,6 +139,12 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
         lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
+    if (own := summary.own_tests) is not None:
+        lines.append(
+            f"On the own test examples of {own.clients} clients: the global model {own.global_accuracy:.1%} (worst "
+            f"tenth {own.global_worst_tenth:.1%}), personal models {own.personal_accuracy:.1%} (worst tenth "
+            f"{own.personal_worst_tenth:.1%})."
+        )
     lines.append(
         f"Results are in {summary.folder}: {', '.join(sorted(p.name for p in Path(summary.folder).iterdir()))}"
     )

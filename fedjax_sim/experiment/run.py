@@ -19,7 +19,9 @@ from fedjax_sim.core.devices import replicate
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.round import init
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
+from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment.build import Experiment, build
+from fedjax_sim.experiment.clients import ClientSummary, evaluate_clients
 from fedjax_sim.experiment.config import Config, Output, to_toml
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
@@ -61,6 +63,7 @@ class Summary(NamedTuple):
     uplink_bits: int  # of all clients and rounds
     downlink_bits: int
     divergence: Divergence | None
+    own_tests: ClientSummary | None  # on the clients' own test rows, if they have any
     environment: dict[str, Any]
 
 
@@ -89,29 +92,41 @@ def run(
     (folder / "config.toml").write_text(_header(environment) + to_toml(experiment.config), encoding="utf-8")
 
     start, rows = time.perf_counter(), []
-    status, divergence = "finished", None
+    status, divergence, own_tests = "finished", None, None
+    last: list[RoundState] = []
     with open(folder / "history.jsonl", "x", encoding="utf-8") as file:
         try:
             reporter.built(experiment, folder)
-            for new, found in _rounds(experiment, devices, start):
+            for new, found in _rounds(experiment, devices, start, last):
                 divergence = found
                 rows += new
                 append(file, new)
                 reporter.advanced(new)
             status = "finished" if divergence is None else "diverged"
+            if status == "finished":
+                own_tests = _own_tests(experiment, devices, last[0], folder / "clients.jsonl")
         except KeyboardInterrupt:
             status = "interrupted"
         finally:
             reporter.stopped()
-    summary = _summary(status, folder, rows, time.perf_counter() - start, divergence, environment)
-    write_json(folder / "summary.json", {**summary._asdict(), "divergence": divergence and divergence._asdict()})
+    summary = _summary(status, folder, rows, time.perf_counter() - start, divergence, own_tests, environment)
+    nested = {"divergence": divergence and divergence._asdict(), "own_tests": own_tests and own_tests._asdict()}
+    write_json(folder / "summary.json", {**summary._asdict(), **nested})
     if draw is not None and rows:
         draw(rows, folder / "curves.png")
     return summary
 
 
-def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterator[tuple[list[Row], Divergence | None]]:
-    """Rows as they come, and at the end the divergence if there is one."""
+def _own_tests(experiment: Experiment, devices: list[Any], state: RoundState, file: Path) -> ClientSummary | None:
+    data = experiment.phases[-1].data
+    key = replicate(jax.random.key(experiment.config.training.seed), devices)
+    return evaluate_clients(experiment, data, state, key, devices, file)
+
+
+def _rounds(
+    experiment: Experiment, devices: list[Any], start: float, last: list[RoundState]
+) -> Iterator[tuple[list[Row], Divergence | None]]:
+    """Rows as they come, and at the end the divergence if there is one; the final state is left in `last`."""
     config, training = experiment.config, experiment.config.training
     block = min(training.evaluate_every, training.rounds)
     name = signature(
@@ -165,6 +180,7 @@ def _rounds(experiment: Experiment, devices: list[Any], start: float) -> Iterato
             lanes = min(tried, key=lambda n: tried[n])
             remember(name, lanes)
             driver.use_lanes(lanes)
+    last.append(state)
 
 
 def _devices(config: Config) -> list[Any]:
@@ -231,6 +247,7 @@ def _summary(
     rows: list[Row],
     seconds: float,
     divergence: Divergence | None,
+    own_tests: ClientSummary | None,
     environment: dict[str, Any],
 ) -> Summary:
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
@@ -252,6 +269,7 @@ def _summary(
         uplink_bits=sum(row["uplink_bits"] for row in rows),
         downlink_bits=sum(row["downlink_bits"] for row in rows),
         divergence=divergence,
+        own_tests=own_tests,
         environment=environment,
     )
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.models.layers import FORMS, Conv, Dense, fastest_convolution, max_pool
+from fedjax_sim.models.layers import FORMS, Conv, Dense, Norm, fastest_convolution, max_pool
 
 
 class Model(NamedTuple):
@@ -43,6 +43,24 @@ class MLP(nnx.Module):
         return x
 
 
+class NormalisedMLP(nnx.Module):
+    """An MLP whose hidden layers are normalised over their units before ReLU (Ba et al. 2016), with scale and shift."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], classes: int, *, rng: np.random.Generator):
+        widths = (inputs, *hidden, classes)
+        self.depth = len(widths) - 1
+        for i in range(self.depth):
+            setattr(self, f"layer{i}", Dense(widths[i], widths[i + 1], rng=rng))
+        for i, width in enumerate(hidden):
+            setattr(self, f"layer{i}_norm", Norm(width))
+
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for i in range(self.depth - 1):
+            x = nnx.relu(getattr(self, f"layer{i}_norm")(getattr(self, f"layer{i}")(x)))
+        return getattr(self, f"layer{self.depth - 1}")(x)
+
+
 class CNN(nnx.Module):
     """Two convolutions of `size`, each with ReLU and 2 x 2 max-pooling, one hidden layer, and the output."""
 
@@ -72,6 +90,7 @@ class CNN(nnx.Module):
 MODELS = {
     "logistic": "multinomial logistic regression",
     "mlp": "dense layers of the given hidden widths, ReLU between them (200, 200 is McMahan et al.'s 2NN)",
+    "mlp_norm": "the same with layer normalisation, whose scales and shifts FedBN keeps on the clients",
     "cnn": "McMahan et al. 2017: convolutions 5 x 5 of 32 and 64, hidden layer of 512; 1,663,370 parameters on MNIST",
     "cnn_small": "convolutions 3 x 3 of 16 and 32, hidden layer of 64",
 }
@@ -83,6 +102,8 @@ def _module(
     rng = np.random.default_rng(seed)
     if name in ("logistic", "mlp"):
         return MLP(int(np.prod(shape)), hidden if name == "mlp" else (), classes, rng=rng)
+    if name == "mlp_norm":
+        return NormalisedMLP(int(np.prod(shape)), hidden, classes, rng=rng)
     if len(shape) != 3 or min(shape[:2]) < 4:
         raise _validate.InputError(
             f"model {name}: inputs of shape {list(shape)} are no images of at least 4 x 4; use logistic or mlp"
@@ -108,7 +129,7 @@ def build_model(
       name: which.
       input_shape: of one example, [features] or [height, width, channels].
       classes: number of classes, at least 2.
-      hidden: widths of the hidden layers, for "mlp".
+      hidden: widths of the hidden layers, for "mlp" and "mlp_norm".
       seed: of the initial parameters.
       convolution: "patches" or "native"; by default what is fastest on the backend at hand.
 

@@ -168,6 +168,18 @@ class Dense(nnx.Module):
         return product(x, self.kernel[...]) + self.bias[...]
 
 
+class Norm(nnx.Module):
+    """Layer normalisation of `x [B, I]` over its last axis (Ba et al. 2016), with a scale and a shift per entry."""
+
+    def __init__(self, width: int):
+        self.scale, self.shift = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        deviation = jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+        return centred / deviation * self.scale[...] + self.shift[...]
+
+
 class Conv(nnx.Module):
     """A square convolution of stride 1 that keeps height and width: [B, H, W, I] to [B, H, W, O]."""
 

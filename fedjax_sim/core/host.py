@@ -1,0 +1,125 @@
+"""Per-client memory on disk: with a row for each of 100,000 clients it outgrows any device, and most hosts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import _validate
+from fedjax_sim.core.algorithm import Algorithm
+from fedjax_sim.core.round import RoundFn, init
+from fedjax_sim.core.types import Array, Cohort, PyTree, RoundMetrics, RoundState
+
+
+class HostMemory:
+    """What every client remembers, in one file per array, of which a round reads and writes the cohort's rows.
+
+    The files are sparse: a client's row takes up disk from the first time it takes part, and until then is what
+    `algorithm.client.init` says. Rows are read and written, not mapped: what is mapped counts as the process's memory,
+    fills a sparse file several times slower, page by page, and ends the process where a disk is full.
+    """
+
+    def __init__(self, algorithm: Algorithm, params: PyTree, num_clients: int, folder: str | Path):
+        """Makes the files.
+
+        Args:
+          algorithm: whose clients and transform remember something.
+          params: the initial model.
+          num_clients: `N`.
+          folder: where, an empty one or a new one.
+
+        Raises:
+          InputError: the folder holds something or cannot be made.
+        """
+        one = init(algorithm, params, _validate.whole("num_clients", num_clients), memory_rows=1)
+        self.initial = jax.tree.map(np.asarray, (one.clients, one.messages))
+        self.num_clients, self.seen = num_clients, np.zeros(num_clients, bool)
+        leaves, self._structure = jax.tree.flatten(self.initial)
+        self._files: list[BinaryIO] = []
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            if any(Path(folder).iterdir()):
+                raise _validate.InputError(f"folder: {str(folder)!r} is not empty; give another")
+            for i, leaf in enumerate(leaves):
+                self._files.append(open(Path(folder) / f"memory_{i}.bin", "x+b", buffering=0))  # noqa: SIM115
+                self._files[-1].truncate(num_clients * leaf.nbytes)
+        except OSError as error:
+            raise _validate.InputError(f"folder: {str(folder)!r} ({error.strerror}); give another") from None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one client's row over all arrays."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.initial))
+
+    def rows(self, ids: np.ndarray) -> tuple[PyTree, PyTree]:
+        """The memory of the clients `ids` and of the transform on their messages, arrays [C, ...]; the initial rows for
+        those who never took part, and in empty slots."""
+        known = np.flatnonzero((ids >= 0) & self.seen[np.maximum(ids, 0)])
+
+        def read(file: BinaryIO, first: np.ndarray) -> np.ndarray:
+            out = np.repeat(first, len(ids), axis=0)
+            if first.size == 0:
+                return out
+            for slot in known[np.argsort(ids[known])]:  # in the order in which they lie
+                file.seek(int(ids[slot]) * first.nbytes)
+                target = memoryview(out[slot : slot + 1].reshape(-1).view(np.uint8).data)
+                while len(target) and (got := file.readinto(target)):  # type: ignore[attr-defined]
+                    target = target[got:]
+            return out
+
+        found = [read(f, leaf) for f, leaf in zip(self._files, jax.tree.leaves(self.initial), strict=True)]
+        return jax.tree.unflatten(self._structure, found)
+
+    def keep(self, ids: np.ndarray, rows: tuple[PyTree, PyTree]) -> None:
+        """Writes the rows of the clients `ids`, as `rows` gave them; empty slots are passed over.
+
+        Raises:
+          InputError: the disk is full.
+        """
+        slots = np.flatnonzero(ids >= 0)
+        for file, leaf in zip(self._files, jax.tree.leaves(rows), strict=True):
+            kept = np.ascontiguousarray(leaf)
+            width = kept.nbytes // len(ids)
+            for slot in slots[np.argsort(ids[slots])] if width else ():
+                source = memoryview(kept[slot : slot + 1].reshape(-1).view(np.uint8).data)
+                file.seek(int(ids[slot]) * width)
+                try:
+                    while len(source):
+                        source = source[file.write(source) :]
+                except OSError as error:
+                    name = getattr(file, "name", "memory")
+                    raise _validate.InputError(f"{name}: {error.strerror}; make room, or give another folder") from None
+        self.seen[ids[slots]] = True
+
+
+def with_host_memory(round_fn: RoundFn, memory: HostMemory) -> Callable[..., tuple[RoundState, RoundMetrics]]:
+    """`round_fn(state, cohort, key)` with per-client memory on disk: results are those of memory on the device.
+
+    Args:
+      round_fn: from `make_round`, jitted here.
+      memory: where it lies.
+
+    Returns:
+      A function with the same arguments and results, for the host: it fits no `jit`. The state is that of `init(...,
+      memory_rows=C)`, whose per-client arrays are those of the last cohort.
+    """
+    run = jax.jit(round_fn)
+
+    def hosted(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
+        ids = np.asarray(cohort.ids)
+        clients, messages = jax.tree.map(jnp.asarray, memory.rows(ids))
+        cohort = cohort._replace(rows=jnp.arange(len(ids), dtype=jnp.int32))
+        state, metrics = run(state._replace(clients=clients, messages=messages), cohort, key)
+        memory.keep(ids, (state.clients, state.messages))
+        return state, metrics
+
+    return hosted
+
+
+def memory_bytes(algorithm: Algorithm, params: PyTree) -> int:
+    """Bytes that one client of the population remembers."""
+    state: Any = jax.eval_shape(lambda p: init(algorithm, p, 1), params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.clients, state.messages)))
