@@ -1,4 +1,4 @@
-"""Every algorithm on one heterogeneous federation: `python scripts/compare_algorithms.py [--rounds 100] [--only NAME ...]`.
+"""Every algorithm on one heterogeneous federation: `python scripts/compare_algorithms.py [--rounds 100] [--only ...]`.
 
 Fashion-MNIST where FEDJAX_SIM_DATA holds it, scikit-learn's digits elsewhere, dealt to 100 clients by Dirichlet(0.3) of
 whom 10 train in a round; five seeds of model, cohorts and batches run together as one vmapped program. Nothing is tuned

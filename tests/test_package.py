@@ -113,7 +113,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.measure",), ("core.cohort",)),
     (("core.collect",),),
     (("core.round",),),
-    (("core.simulate",), ("core.evaluate",), ("core.tune",)),
+    (("core.simulate",), ("core.evaluate",), ("core.host",), ("core.tune",)),
     (
         ("messages.*", "messages"),
         ("personal",),
@@ -168,7 +168,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.show",
         ),
     ),
-    (("plots.style", "plots.curves", "plots.portrait", "plots"),),
+    (("plots.style", "plots.curves", "plots.matrix", "plots.portrait", "plots"),),
     (("cli",),),
     (("__main__",),),
 )

@@ -1,6 +1,7 @@
 """Figures, as PNG files."""
 
 from fedjax_sim.plots.curves import curves
+from fedjax_sim.plots.matrix import matrix
 from fedjax_sim.plots.portrait import portrait
 
-__all__ = ["curves", "portrait"]
+__all__ = ["curves", "matrix", "portrait"]
