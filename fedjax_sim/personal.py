@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import _validate
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, batch_loss, distance, train
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, distance, train
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, Variables, trained, with_trained
 
@@ -142,15 +142,3 @@ def partial_server(server_tx: optax.GradientTransformation, pattern: str | None)
         broadcast=lambda params, memory: split(params, pattern)[0],
         update=update,
     )
-
-
-def batch_gradient(
-    loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: Array
-) -> tuple[Array, PyTree, PyTree]:
-    """Mean loss over the rows of a batch that count, f32[], `model` with its statistics renewed, and the gradient."""
-
-    def objective(params: PyTree) -> tuple[Array, PyTree]:
-        return batch_loss(loss_fn, with_trained(model, params), batch, mask, key)
-
-    (loss, model), gradient = jax.value_and_grad(objective, has_aux=True)(trained(model))
-    return loss.astype(jnp.float32), model, gradient

@@ -21,7 +21,13 @@ QUICK = ("--set", "model.name=logistic", "--set", "training.evaluate_every=2")
 
 def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-m", "fedjax_sim", *arguments]
-    variables = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1]), **(environment or {})}
+    variables = {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "COLUMNS": "120",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        **(environment or {}),
+    }
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fedjax_sim.algorithms.afl import afl
 from fedjax_sim.algorithms.apfl import apfl
 from fedjax_sim.algorithms.bulyan import bulyan
 from fedjax_sim.algorithms.centered_clipping import centered_clipping
@@ -22,18 +23,23 @@ from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedrep import fedrep
 from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.algorithms.fedyogi import fedyogi
+from fedjax_sim.algorithms.ifca import ifca
 from fedjax_sim.algorithms.krum import krum
 from fedjax_sim.algorithms.median import median
+from fedjax_sim.algorithms.mime import mime
+from fedjax_sim.algorithms.mimelite import mimelite
 from fedjax_sim.algorithms.multi_krum import multi_krum
 from fedjax_sim.algorithms.norm_bounding import norm_bounding
 from fedjax_sim.algorithms.perfedavg import perfedavg
 from fedjax_sim.algorithms.pfedme import pfedme
+from fedjax_sim.algorithms.qffl import qffl
 from fedjax_sim.algorithms.rfa import rfa
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.algorithms.trimmed_mean import trimmed_mean
 from fedjax_sim.core.algorithm import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "afl": afl,
     "apfl": apfl,
     "bulyan": bulyan,
     "centered_clipping": centered_clipping,
@@ -54,12 +60,16 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedrep": fedrep,
     "fedsgd": fedsgd,
     "fedyogi": fedyogi,
+    "ifca": ifca,
     "krum": krum,
     "median": median,
+    "mime": mime,
+    "mimelite": mimelite,
     "multi_krum": multi_krum,
     "norm_bounding": norm_bounding,
     "perfedavg": perfedavg,
     "pfedme": pfedme,
+    "qffl": qffl,
     "rfa": rfa,
     "scaffold": scaffold,
     "trimmed_mean": trimmed_mean,
@@ -67,6 +77,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 
 __all__ = [
     "ALGORITHMS",
+    "afl",
     "apfl",
     "bulyan",
     "centered_clipping",
@@ -87,12 +98,16 @@ __all__ = [
     "fedrep",
     "fedsgd",
     "fedyogi",
+    "ifca",
     "krum",
     "median",
+    "mime",
+    "mimelite",
     "multi_krum",
     "norm_bounding",
     "perfedavg",
     "pfedme",
+    "qffl",
     "rfa",
     "scaffold",
     "trimmed_mean",

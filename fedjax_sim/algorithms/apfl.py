@@ -10,10 +10,9 @@ from jax.core import Tracer
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, distance, mean_loss
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, batch_gradient, distance, mean_loss
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained, with_trained
-from fedjax_sim.personal import batch_gradient
 
 
 class Memory(NamedTuple):

@@ -111,6 +111,18 @@ def batch_loss(loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: 
     return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1), model
 
 
+def batch_gradient(
+    loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: Array
+) -> tuple[Array, PyTree, PyTree]:
+    """Mean loss over the rows of a batch that count, f32[], `model` with its statistics renewed, and the gradient."""
+
+    def objective(params: PyTree) -> tuple[Array, PyTree]:
+        return batch_loss(loss_fn, with_trained(model, params), batch, mask, key)
+
+    (loss, model), gradient = jax.value_and_grad(objective, has_aux=True)(trained(model))
+    return loss.astype(jnp.float32), model, gradient
+
+
 def over_examples(value_fn: Callable[[PyTree, Array, Array], PyTree], data: LocalData, key: Array) -> PyTree:
     """Mean over all the client's examples of `value_fn(batch, mask, key)`, itself a mean over the rows that count; the
     batches are those of its first epoch."""
@@ -139,11 +151,8 @@ def full_gradient(loss_fn: LossFn, model: PyTree, data: LocalData, key: Array) -
     """Mean loss over all the client's examples, f32[], and its gradient by the differentiated part of `model`."""
 
     def value(batch: PyTree, mask: Array, key: Array) -> tuple[Array, PyTree]:
-        def objective(params: PyTree) -> Array:
-            return batch_loss(loss_fn, with_trained(model, params), batch, mask, key)[0]
-
-        loss, gradient = jax.value_and_grad(objective)(trained(model))
-        return loss.astype(jnp.float32), gradient
+        loss, _, gradient = batch_gradient(loss_fn, model, batch, mask, key)
+        return loss, gradient
 
     return over_examples(value, data, key)
 
@@ -180,17 +189,12 @@ def train(
 
     def step(index: Array, carry: PyTree, batch: PyTree, mask: Array) -> PyTree:
         model, memory, total, first, _ = carry
-
-        def objective(params: PyTree) -> tuple[Array, PyTree]:
-            return batch_loss(loss_fn, with_trained(model, params), batch, mask, jax.random.fold_in(key, index))
-
         params = trained(model)
-        (loss, model), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        loss, model, gradient = batch_gradient(loss_fn, model, batch, mask, jax.random.fold_in(key, index))
         if mean_gradient:
             total = jax.tree.map(jnp.add, total, gradient)
         updates, memory = client_tx.update(correct(gradient, params), memory, params)
         model = with_trained(model, optax.apply_updates(params, updates))
-        loss = loss.astype(jnp.float32)
         return model, memory, total, jnp.where(index == 0, loss, first), loss
 
     params = trained(model)
