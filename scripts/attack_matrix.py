@@ -51,7 +51,7 @@ MESSAGES: dict[str, Attack | None] = {
     "sign flip x 5": sign_flip(5.0),
     "Gaussian 1": gaussian(1.0),
     "IPM 5": ipm(5.0),
-    "ALIE 1.5": alie(1.5),
+    "ALIE 5": alie(5.0),
     "NaN": nan_sender(),
 }
 DATA = ("label flip", "backdoor")
@@ -100,7 +100,8 @@ def main() -> None:
         if row == 0:
             print(f"| rule | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 1)}|")
         print(f"| {name} | {' | '.join(f'{value:.1%}' for value in table[row])} |", flush=True)
-    title = f"Accuracy with 5 of 25 clients malicious, {clean.source.split(' in ')[0]}, {args.rounds} rounds"
+    where = "digits" if "digits" in clean.source else "Fashion-MNIST"
+    title = f"Accuracy with 5 of 25 clients malicious: {where}, {args.rounds} rounds"
     matrix(table, list(RULES), columns, args.picture, title=title)
     print(f"\nDrawn in {args.picture}, {time.perf_counter() - start:.0f} s")
 

@@ -161,7 +161,7 @@ def test_local_steps_draw_masks_of_their_own():
 # --- statistics: batch normalisation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(fs.ALGORITHMS))
+@pytest.mark.parametrize("name", ["fedavg", "fedavg_topk", "scaffold", "ditto"])
 def test_batch_norm_statistics_move_and_the_model_learns(federation, name):
     graph, params, statistics = nnx.split(Perceptron(rngs=nnx.Rngs(0), normalise=True), nnx.Param, nnx.BatchStat)
 
@@ -199,7 +199,7 @@ def uneven():
 
 @pytest.mark.parametrize(
     ("name", "weighting"),
-    [*((name, "examples") for name in fs.ALGORITHMS), ("fedavg", "uniform")],
+    [("fedavg", "examples"), ("fedavg_topk", "examples"), ("scaffold", "examples"), ("fedavg", "uniform")],
 )
 def test_the_server_averages_statistics_like_parameters_whatever_its_optimizer(uneven, name, weighting):
     x, population = uneven
@@ -219,6 +219,20 @@ def test_the_server_averages_statistics_like_parameters_whatever_its_optimizer(u
         own = [MOMENTUM * expected + (1 - MOMENTUM) * rows.mean(0) for rows in (x[:4], x[4:])]
         expected = weights @ np.stack(own)
         np.testing.assert_allclose(state.params.statistics["mean"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(fs.ALGORITHMS))
+def test_every_algorithm_takes_models_with_statistics(uneven, name):
+    _, population = uneven
+    algorithm = fs.ALGORITHMS[name](
+        lambda v, batch, key: centred_loss(v._replace(params=v.params["layer1"]), batch, key), client_tx=optax.sgd(0.1)
+    )
+    start = fs.Variables({"layer0_norm": jnp.ones(2), "layer1": {"w": jnp.ones(3)}}, {"mean": jnp.zeros(3)})
+    state = fs.init(algorithm, start, 2)
+    round_fn = fs.make_round(algorithm, batch_size=8)
+    after, _ = jax.eval_shape(round_fn, state, fs.select(population, jnp.arange(2)), jax.random.key(0))
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, after)]
+    assert kinds[0] == kinds[1]
 
 
 def test_several_steps_with_frozen_parameters_leave_the_clients_running_mean(uneven):

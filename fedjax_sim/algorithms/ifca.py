@@ -22,8 +22,7 @@ class Memory(NamedTuple):
 
 
 def _aggregator(clusters: int, weighting: str) -> Aggregator:
-    """The mean update over all clients and, in `extra`, that of each cluster with its weight; `extra` of a message is
-    the client's cluster."""
+    """The mean update and, in `extra`, each cluster's with its weight; `extra` of a message is the client's cluster."""
     plain = mean(weighting)
 
     def init(message: Message) -> PyTree:
@@ -59,7 +58,7 @@ def ifca(
     the models, for those who want a single one. With `clusters=1` it is FedAvg.
 
     Receives `K` models, sends one and a number, keeps nothing on clients; costs `K` more passes over all examples. A
-    client predicts with the best of the models, as in the paper, without training it further.
+    client predicts with the best of the models, without training it further.
 
     Raises:
       InputError: `clusters` or `seed` is no whole number in range, or `spread` is negative.
