@@ -1,5 +1,6 @@
 """Per-client memory on disk: with a row for each of 100,000 clients it outgrows any device, and most hosts."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +40,7 @@ class HostMemory:
         self.num_clients, self.seen = num_clients, np.zeros(num_clients, bool)
         leaves, self._structure = jax.tree.flatten(self.initial)
         self._files: list[BinaryIO] = []
+        weakref.finalize(self, _close, self._files)
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             if any(Path(folder).iterdir()):
@@ -77,12 +79,15 @@ class HostMemory:
         """Writes the rows of the clients `ids`, as `rows` gave them; empty slots are passed over.
 
         Raises:
-          InputError: the disk is full.
+          InputError: rows of another shape, or the disk is full.
         """
         slots = np.flatnonzero(ids >= 0)
-        for file, leaf in zip(self._files, jax.tree.leaves(rows), strict=True):
-            kept = np.ascontiguousarray(leaf)
-            width = kept.nbytes // len(ids)
+        leaves, first = jax.tree.leaves(rows), jax.tree.leaves(self.initial)
+        for file, leaf, one in zip(self._files, leaves, first, strict=True):
+            if np.shape(leaf) != (len(ids), *one.shape[1:]):
+                shape = (len(ids), *one.shape[1:])
+                raise _validate.InputError(f"rows: {list(np.shape(leaf))}; give one row per id, {list(shape)}")
+            kept, width = np.ascontiguousarray(leaf, one.dtype), one.nbytes
             for slot in slots[np.argsort(ids[slots])] if width else ():
                 source = memoryview(kept[slot : slot + 1].reshape(-1).view(np.uint8).data)
                 file.seek(int(ids[slot]) * width)
@@ -93,6 +98,11 @@ class HostMemory:
                     name = getattr(file, "name", "memory")
                     raise _validate.InputError(f"{name}: {error.strerror}; make room, or give another folder") from None
         self.seen[ids[slots]] = True
+
+
+def _close(files: list[BinaryIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def with_host_memory(round_fn: RoundFn, memory: HostMemory) -> Callable[..., tuple[RoundState, RoundMetrics]]:

@@ -1,0 +1,100 @@
+"""What is measured of updates on arrival, and of models on test sets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from conftest import BATCH, SIZES, loss_fn, make_algorithm, make_federation
+
+import fedjax_sim as fs
+from fedjax_sim.core.measure import ENTRIES, cosines, random_signs, sketch
+
+KEY = jax.random.key(2)
+
+
+def test_sketches_of_small_updates_are_exact():
+    rng = np.random.default_rng(0)
+    a, b = ({"w": rng.standard_normal((40, 3)), "b": rng.standard_normal(3)} for _ in range(2))
+    a, b = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree) for tree in (a, b))
+    signs = random_signs(KEY, a)
+    exact = sum(np.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    np.testing.assert_allclose(sketch(a, signs) @ sketch(b, signs), exact, rtol=1e-5)
+
+
+def test_inner_products_of_sketches_are_unbiased_with_the_stated_spread():
+    """Over 400 draws of signs, for updates that lean on few coordinates, and whose sizes do not fit the groups."""
+    rng = np.random.default_rng(1)
+    shapes = [(784, 20), (3 * ENTRIES + 17,), (5,)]
+    a = [jnp.asarray(rng.standard_normal(s) * rng.exponential(size=s), jnp.float32) for s in shapes]
+    b = [jnp.asarray(0.3 * np.asarray(x) + rng.standard_normal(x.shape), jnp.float32) for x in a]
+    norms = [np.sqrt(sum(float(jnp.vdot(x, x)) for x in tree)) for tree in (a, b)]
+    exact = sum(float(jnp.vdot(x, y)) for x, y in zip(a, b, strict=True)) / np.prod(norms)
+
+    @jax.jit
+    @jax.vmap
+    def estimate(key):
+        signs = random_signs(key, a)
+        return cosines(sketch(a, signs)[None], jnp.asarray(norms[:1]), sketch(b, signs), jnp.asarray(norms[1]))[0]
+
+    estimates = np.asarray(estimate(jax.random.split(KEY, 400)))
+    spread = 1 / np.sqrt(ENTRIES)
+    assert abs(estimates.mean() - exact) < 4 * spread / np.sqrt(400)
+    assert 0.5 * spread < estimates.std() < 1.5 * spread
+
+
+def test_cosines_weights_and_effective_clients_against_numpy():
+    federation = make_federation()
+    ids = np.array([0, 3, 4, -1])
+    for weighting in ("examples", "uniform"):
+        algorithm = make_algorithm("fedavg", weighting=weighting)
+        round_fn = jax.jit(fs.make_round(algorithm, batch_size=BATCH))
+        state = fs.init(algorithm, federation.params, len(SIZES))
+        after, metrics = round_fn(state, fs.select(federation.population, ids), KEY)
+        weights = np.array([SIZES[i] if weighting == "examples" else 1 for i in ids[:3]], float)
+        weights /= weights.sum()
+        np.testing.assert_allclose(metrics.weight, [*weights, 0], rtol=1e-5)
+        np.testing.assert_allclose(metrics.effective_clients, 1 / np.square(weights).sum(), rtol=1e-5)
+        flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
+        aggregate = flat(state.params) - flat(after.params)
+        for slot, client in enumerate(ids[:3]):
+            alone, _ = round_fn(state, fs.select(federation.population, np.array([client, -1, -1, -1])), KEY)
+            update = flat(state.params) - flat(alone.params)
+            cosine = update @ aggregate / np.linalg.norm(update) / np.linalg.norm(aggregate)
+            np.testing.assert_allclose(metrics.cosine[slot], cosine, atol=1e-4)
+            np.testing.assert_allclose(metrics.drift[slot], np.linalg.norm(update), rtol=1e-4)
+        assert metrics.cosine[3] == metrics.drift[3] == 0
+        assert not np.asarray(metrics.rejected).any()
+
+
+def test_a_message_that_is_not_finite_is_counted_and_left_out_by_robust_rules_alone():
+    federation = make_federation()
+
+    def broken(params, batch, key):  # NaN for the client that holds this input
+        return loss_fn(params, batch, key) * jnp.where(batch["inputs"][:, 0] == marked, jnp.nan, 1)
+
+    marked = float(federation.inputs[federation.offsets[1], 0])
+    results = {}
+    for name in ("fedavg", "median"):
+        algorithm = fs.ALGORITHMS[name](broken, client_tx=optax.sgd(0.1))
+        state = fs.init(algorithm, federation.params, len(SIZES))
+        cohort = fs.select(federation.population, jnp.asarray([1, 2, 3]))
+        results[name] = jax.jit(fs.make_round(algorithm, batch_size=BATCH))(state, cohort, KEY)
+    assert np.isnan(results["fedavg"][0].params["kernel"]).any()
+    assert not np.asarray(results["fedavg"][1].rejected).any()
+    assert np.isfinite(results["median"][0].params["kernel"]).all()
+    np.testing.assert_array_equal(results["median"][1].rejected, [True, False, False])
+    np.testing.assert_allclose(results["median"][1].weight, [0, 0.5, 0.5])
+
+
+def test_accuracy_by_class():
+    labels = jnp.asarray([0, 0, 1, 1, 1, 3], jnp.int32)
+    guesses = jnp.asarray([0, 1, 1, 1, 0, 3], jnp.int32)
+
+    def metric_fn(params, batch):
+        return {"accuracy": (batch["guesses"] == batch["labels"]).astype(jnp.float32)}
+
+    examples = {"labels": labels, "guesses": guesses}
+    for batch_size in (1, 4, 100):
+        found = fs.make_evaluation(metric_fn, batch_size=batch_size, classes=4)({}, examples)
+        np.testing.assert_allclose(found["accuracy"], 4 / 6, rtol=1e-6)
+        np.testing.assert_allclose(found["class_accuracy"], [1 / 2, 2 / 3, np.nan, 1], rtol=1e-6)
