@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.evaluate import make_client_evaluation
+from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.data import FederatedData, gather
 from fedjax_sim.experiment.build import Experiment
@@ -35,7 +36,13 @@ def worst(values: Any, share: float = WORST) -> float:
 
 
 def evaluate_clients(
-    experiment: Experiment, data: FederatedData, state: RoundState, key: jax.Array, devices: list[Any], file: Path
+    experiment: Experiment,
+    data: FederatedData,
+    state: RoundState,
+    memory: HostMemory | None,
+    key: jax.Array,
+    devices: list[Any],
+    file: Path,
 ) -> ClientSummary | None:
     """Tests the clients that have test rows, as many as the configuration asks for, and writes a line of JSON for each.
 
@@ -67,6 +74,9 @@ def evaluate_clients(
     rows = []
     for chosen in slots:
         train: Cohort = gather(data, chosen, rows=max(longest, 1))
+        if memory is not None:
+            state = state._replace(clients=memory.rows(chosen)[0])
+            train = train._replace(rows=np.arange(at_once, dtype=np.int32))
         scores = jax.tree.map(np.asarray, evaluate(state, train, select(held, chosen), key))
         for slot in np.flatnonzero(scores.examples > 0):
             row = {"client": int(chosen[slot]), "name": data.name(int(chosen[slot])),

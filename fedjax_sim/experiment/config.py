@@ -201,6 +201,9 @@ class Execution(Section):
     memory: Literal["auto", "device", "stream"] = Field(
         default="auto", description="population on the device, or streamed by cohort; auto streams from 1 GB on disk"
     )
+    client_memory: Literal["auto", "device", "disk"] = Field(
+        default="auto", description="where what clients remember is kept; auto takes the disk from 4 GB on"
+    )
     devices: Count | Literal["auto"] = Field(
         default="auto", description="devices; auto means all, on a CPU one per core"
     )

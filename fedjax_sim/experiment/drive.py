@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.host import HostMemory, memory_bytes, with_host_memory
 from fedjax_sim.core.round import RoundFn, make_round
 from fedjax_sim.core.simulate import make_simulation
 from fedjax_sim.core.types import Cohort, RoundMetrics, RoundState
@@ -18,14 +19,23 @@ from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.federation import held_out_examples
 
 SLICE_BYTES = 32e6  # about how much is handed over at once
+MEMORY_BYTES = 4e9  # of all that clients remember, from which on it is kept on disk
 STREAM_BYTES = 1e9  # of a federation on disk, from which on it is not loaded whole
 
 
 class Driver:
     """Holds what lies on the devices between calls; the state of training is the caller's."""
 
-    def __init__(self, experiment: Experiment, devices: list[Any], *, lanes: int | None, block: int):
-        self.experiment, self.devices, self.block = experiment, devices, block
+    def __init__(
+        self,
+        experiment: Experiment,
+        devices: list[Any],
+        *,
+        lanes: int | None,
+        block: int,
+        memory: HostMemory | None = None,
+    ):
+        self.experiment, self.devices, self.block, self.memory = experiment, devices, block, memory
         self.seed = experiment.config.training.seed
         self.place = partial(replicate, devices=devices)
         self.key = self.place(jax.random.key(self.seed))
@@ -53,7 +63,9 @@ class Driver:
     def use_lanes(self, lanes: int | None) -> None:
         """Goes on with another width."""
         uniform = self.experiment.config.training.sampling == "uniform"
-        self.drawn_on_device = uniform and not self.streams  # the same cohorts as on the host
+        if self.memory is not None:
+            self.hosted = with_host_memory(self.round_fn(lanes), self.memory)
+        self.drawn_on_device = uniform and not self.streams and self.memory is None  # the same cohorts as on the host
         slots = self.experiment.sampler.slots if self.drawn_on_device else None
         self.simulate = make_simulation(self.round_fn(lanes), cohort_size=slots, max_rounds=self.block)
 
@@ -65,6 +77,8 @@ class Driver:
     def advance(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
         """`rounds` more rounds, all of one phase; metrics as host arrays with a leading axis."""
         self._load(done)
+        if self.memory is not None:
+            return self._advance_hosted(state, done, rounds)
         if self.streams:
             return self._advance_streamed(state, done, rounds)
         cohorts = None
@@ -73,6 +87,22 @@ class Driver:
             cohorts = self.place(np.concatenate([ids, np.repeat(ids[-1:], self.block - rounds, axis=0)]))
         state, metrics = self.simulate(state, self.population, self.key, rounds, cohorts)
         return state, jax.tree.map(np.asarray, metrics)
+
+    def _advance_hosted(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
+        """Round by round, for the rows on disk change hands between them."""
+        parts = []
+        for number in range(done, done + rounds):
+            if self.streams:
+                if number >= self.held_until:
+                    self.held = next(self.cohorts)
+                    self.held_from, self.held_until = number, number + self.held.ids.shape[0]
+                ids, starts, sizes, rows = (array[number - self.held_from] for array in self.held[:4])
+                cohort = Cohort(ids, starts, sizes, rows, self.held.examples)
+            else:
+                cohort = select(self.population, self.place(self.experiment.sampler.draw(self.seed, number)))
+            state, metrics = self.hosted(state, cohort, self.key)
+            parts.append(jax.tree.map(np.asarray, metrics))
+        return state, jax.tree.map(lambda *m: np.stack(m), *parts)
 
     def _advance_streamed(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
         parts, last = [], done + rounds
@@ -122,6 +152,13 @@ class Driver:
         for start in range(first, last, rounds):
             ids = draw_rounds(sampler, self.seed, start, min(rounds, last - start))
             yield np.concatenate([ids, np.full((rounds - len(ids), sampler.slots), -1, np.int32)])
+
+
+def keeps_on_disk(experiment: Experiment) -> bool:
+    """Whether what the clients remember is kept on disk."""
+    asked = experiment.config.execution.client_memory
+    one = memory_bytes(experiment.algorithm, experiment.model.params)
+    return one > 0 and (asked == "disk" or (asked == "auto" and one * experiment.data.num_clients > MEMORY_BYTES))
 
 
 def _streams(experiment: Experiment) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -17,13 +18,14 @@ import fedjax_sim
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.core.evaluate import make_evaluation
+from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.round import init
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.clients import ClientSummary, evaluate_clients
 from fedjax_sim.experiment.config import Config, Output, to_toml
-from fedjax_sim.experiment.drive import Driver
+from fedjax_sim.experiment.drive import Driver, keeps_on_disk
 from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
 
 TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
@@ -94,21 +96,24 @@ def run(
     start, rows = time.perf_counter(), []
     status, divergence, own_tests = "finished", None, None
     last: list[RoundState] = []
+    memory, place = _client_memory(experiment, folder)
     with open(folder / "history.jsonl", "x", encoding="utf-8") as file:
         try:
             reporter.built(experiment, folder)
-            for new, found in _rounds(experiment, devices, start, last):
+            for new, found in _rounds(experiment, devices, start, last, memory):
                 divergence = found
                 rows += new
                 append(file, new)
                 reporter.advanced(new)
             status = "finished" if divergence is None else "diverged"
             if status == "finished":
-                own_tests = _own_tests(experiment, devices, last[0], folder / "clients.jsonl")
+                own_tests = _own_tests(experiment, devices, last[0], memory, folder / "clients.jsonl")
         except KeyboardInterrupt:
             status = "interrupted"
         finally:
             reporter.stopped()
+            if place is not None:
+                place.cleanup()
     summary = _summary(status, folder, rows, time.perf_counter() - start, divergence, own_tests, environment)
     nested = {"divergence": divergence and divergence._asdict(), "own_tests": own_tests and own_tests._asdict()}
     write_json(folder / "summary.json", {**summary._asdict(), **nested})
@@ -117,14 +122,27 @@ def run(
     return summary
 
 
-def _own_tests(experiment: Experiment, devices: list[Any], state: RoundState, file: Path) -> ClientSummary | None:
+def _client_memory(
+    experiment: Experiment, folder: Path
+) -> tuple[HostMemory | None, tempfile.TemporaryDirectory[str] | None]:
+    """What the clients remember, on disk where there is much of it, and where it lies until the run has ended."""
+    if not keeps_on_disk(experiment):
+        return None, None
+    place = tempfile.TemporaryDirectory(prefix="client_memory_", dir=folder)
+    files = Path(place.name) / "files"
+    return HostMemory(experiment.algorithm, experiment.model.params, experiment.data.num_clients, files), place
+
+
+def _own_tests(
+    experiment: Experiment, devices: list[Any], state: RoundState, memory: HostMemory | None, file: Path
+) -> ClientSummary | None:
     data = experiment.phases[-1].data
     key = replicate(jax.random.key(experiment.config.training.seed), devices)
-    return evaluate_clients(experiment, data, state, key, devices, file)
+    return evaluate_clients(experiment, data, state, memory, key, devices, file)
 
 
 def _rounds(
-    experiment: Experiment, devices: list[Any], start: float, last: list[RoundState]
+    experiment: Experiment, devices: list[Any], start: float, last: list[RoundState], memory: HostMemory | None
 ) -> Iterator[tuple[list[Row], Divergence | None]]:
     """Rows as they come, and at the end the divergence if there is one; the final state is left in `last`."""
     config, training = experiment.config, experiment.config.training
@@ -139,9 +157,11 @@ def _rounds(
     asked = config.execution.lanes
     lanes = recall(name) if asked == "auto" else min(asked, experiment.sampler.slots)
     undecided = lanes is None
-    driver = Driver(experiment, devices, lanes=lanes, block=block)
+    driver = Driver(experiment, devices, lanes=lanes, block=block, memory=memory)
     evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
-    state = replicate(init(experiment.algorithm, experiment.model.params, experiment.data.num_clients), devices)
+    rows = None if memory is None else experiment.sampler.slots
+    state = init(experiment.algorithm, experiment.model.params, experiment.data.num_clients, memory_rows=rows)
+    state = replicate(state, devices)
 
     done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
     while done < training.rounds:
@@ -172,7 +192,9 @@ def _rounds(
         yield rows, divergence
         if divergence:
             return
-        if undecided and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS:  # what is done is written by now
+        if (
+            undecided and memory is None and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS
+        ):  # what is done is written by now
             undecided = False
             cohort, key = driver.sample_cohort(done - 1)
             widths = candidates(experiment.sampler.slots, devices)
