@@ -52,7 +52,7 @@ def prepare(name: str, model: Model, devices: list[Any]) -> tuple[Callable[[], f
 
     held[0], metrics = program(held[0], population, cohorts, key)
     sent = float(np.asarray(metrics.uplink_bits).max()) / 8e6
-    return call, compiled, sent, memory_bytes(algorithm, model.params)
+    return call, compiled, sent, memory_bytes(algorithm, model.params, CLIENTS)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def test_rounds_equal_those_with_memory_on_the_device(federation, tmp_path, name
         assert_equal((small.params, small.server, measured), (whole.params, whole.server, expected))
     everyone = np.arange(n, dtype=np.int32)
     assert_equal(memory.rows(everyone), jax.tree.map(np.asarray, (whole.clients, whole.messages)))
-    assert memory.row_bytes == memory_bytes(algorithm, federation.params)
+    assert memory.row_bytes == memory_bytes(algorithm, federation.params, n)
     assert memory.row_bytes == sum(x.nbytes // n for x in jax.tree.leaves((whole.clients, whole.messages)))
 
 

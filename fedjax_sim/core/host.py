@@ -129,7 +129,7 @@ def with_host_memory(round_fn: RoundFn, memory: HostMemory) -> Callable[..., tup
     return hosted
 
 
-def memory_bytes(algorithm: Algorithm, params: PyTree) -> int:
-    """Bytes that one client of the population remembers."""
-    state: Any = jax.eval_shape(lambda p: init(algorithm, p, 1), params)
+def memory_bytes(algorithm: Algorithm, params: PyTree, num_clients: int) -> int:
+    """Bytes that one client of a population of `num_clients` remembers."""
+    state: Any = jax.eval_shape(lambda p: init(algorithm, p, num_clients, memory_rows=1), params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.clients, state.messages)))

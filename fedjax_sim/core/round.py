@@ -155,9 +155,9 @@ def make_round(
                     lanes or default_lanes(cohort.ids.shape[0], where), where, wrapper(key))  # fmt: skip
         gather = partial(collect, work=work, receive_key=stage(RECEIVE), measure_key=stage(MEASURE))
 
-        memory, surveyed_bits = state.server, (0, 0)
+        memory, answer_bits, question = state.server, 0, ()
         if algorithm.survey is not None:
-            memory, surveyed_bits = _survey(algorithm, algorithm.survey, state, items, stage(SURVEY), gather)
+            memory, answer_bits, question = _survey(algorithm, algorithm.survey, state, items, stage(SURVEY), gather)
         broadcast = algorithm.server.broadcast(state.params, memory)
         message = _message(algorithm, state.params, memory)
 
@@ -191,7 +191,9 @@ def make_round(
             return jnp.where(items.present, values, jnp.zeros((), values.dtype))
 
         uplink = algorithm.transform.wire(message)
-        uplink = surveyed_bits[0] + (dense_bits(message) if uplink is None else uplink)
+        uplink = answer_bits + (dense_bits(message) if uplink is None else uplink)
+        asked = jax.tree.leaves(question)
+        rest = [leaf for leaf in jax.tree.leaves(broadcast) if not any(leaf is sent for sent in asked)]
         metrics = RoundMetrics(
             ids=jnp.where(items.present, cohort.ids, -1),
             examples=of_present(cohort.sizes),
@@ -207,7 +209,7 @@ def make_round(
             gradient_diversity=arrival.gradient_diversity,
             effective_clients=arrival.effective_clients,
             uplink_bits=of_present(_bits("message", uplink)),
-            downlink_bits=of_present(_bits("broadcast", dense_bits(broadcast) + surveyed_bits[1])),
+            downlink_bits=of_present(_bits("broadcast", dense_bits(asked) + dense_bits(rest))),
         )
         return new_state, metrics
 
@@ -216,8 +218,8 @@ def make_round(
 
 def _survey(
     algorithm: Algorithm, survey: Survey, state: RoundState, items: Item, key: Array, gather: Callable[..., Any]
-) -> tuple[PyTree, tuple[int, int]]:
-    """The server's memory after asking the cohort, and the bits of an answer and of the question."""
+) -> tuple[PyTree, int, PyTree]:
+    """The server's memory after asking the cohort, the bits of an answer, and the question."""
     question = algorithm.server.broadcast(state.params, state.server)
     like = jax.tree.map(jnp.zeros_like, survey.like(question))
 
@@ -225,4 +227,4 @@ def _survey(
         return survey.ask(shared, data, data.key), ()
 
     told, _, _ = gather(answer, survey.aggregator, like, question, items._replace(key=client_keys(key, items.ids)))
-    return survey.tell(state.server, told), (dense_bits(like), dense_bits(question))
+    return survey.tell(state.server, told), dense_bits(like), question

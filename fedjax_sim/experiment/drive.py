@@ -157,7 +157,7 @@ class Driver:
 def keeps_on_disk(experiment: Experiment) -> bool:
     """Whether what the clients remember is kept on disk."""
     asked = experiment.config.execution.client_memory
-    one = memory_bytes(experiment.algorithm, experiment.model.params)
+    one = memory_bytes(experiment.algorithm, experiment.model.params, experiment.data.num_clients)
     return one > 0 and (asked == "disk" or (asked == "auto" and one * experiment.data.num_clients > MEMORY_BYTES))
 
 
