@@ -23,13 +23,22 @@ def test_the_first_program_in_the_readme_runs_and_learns(tmp_path: Path):
     assert all(abs(w - wanted) < 0.01 for w, wanted in zip(weights, range(5), strict=True))
 
 
-def test_the_second_program_makes_the_federations_it_says(tmp_path: Path):
-    stored, made = output(PROGRAMS[1], tmp_path).splitlines()
+def test_the_second_program_trains_three_settings_and_tests_every_client(tmp_path: Path):
+    cosines, before, after = (
+        [float(x) for x in part.split()] for part in re.findall(r"\[([^\]]+)\]", output(PROGRAMS[1], tmp_path))
+    )
+    assert len(cosines) == len(before) == len(after) == 3
+    assert all(0.1 < c < 1 for c in cosines)
+    assert all(0.5 < b < a <= 1 for b, a in zip(before, after, strict=True))
+
+
+def test_the_third_program_makes_the_federations_it_says(tmp_path: Path):
+    stored, made = output(PROGRAMS[2], tmp_path).splitlines()
     assert stored.startswith("(20, 5) 0.2")
     divergence, shift = map(float, made.split())
     assert divergence > 0.4
     assert shift > 0.2
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
 
 
 def test_ci_calls_the_readmes_test_command():

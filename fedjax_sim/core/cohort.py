@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, Cohort, Population, Procedural
@@ -27,8 +28,13 @@ def select(population: Population | Procedural, ids: Any) -> Cohort:
     held = jnp.maximum(ids, 0)
     if isinstance(population, Procedural):
         return _computed(population, ids, held)
-    starts = population.offsets[held]
-    sizes = jnp.where(ids >= 0, population.offsets[held + 1] - starts, 0)
+    offsets = population.offsets
+    if not isinstance(offsets, jax.Array):  # on the host, where they may be wider
+        if offsets[-1] >= 2**31:
+            raise _validate.InputError(f"population: {offsets[-1]} examples do not fit a device; stream its cohorts")
+        offsets = jnp.asarray(np.asarray(offsets), jnp.int32)
+    starts = offsets[held]
+    sizes = jnp.where(ids >= 0, offsets[held + 1] - starts, 0)
     return Cohort(ids, starts, sizes, held, population.examples)
 
 
