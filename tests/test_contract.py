@@ -92,6 +92,12 @@ def test_training_changes_the_model_and_stays_finite(setup):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((states, metrics)))
 
 
+def test_a_state_may_be_donated(setup):
+    """No two of its arrays share a buffer."""
+    leaves = jax.tree.leaves(setup[2][0])
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
 def test_structure_and_dtypes_are_kept_and_nothing_compiles_twice(setup):
     _, _, states, _, traces = setup
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in states]

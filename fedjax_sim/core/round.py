@@ -45,6 +45,7 @@ def init(algorithm: Algorithm, params: PyTree, num_clients: int, *, memory_rows:
     memory = algorithm.client.init(params)
     server = algorithm.server.init(params, num_clients)
     message = _message(algorithm, params, server)
+    release = () if algorithm.release is None else algorithm.release.init(message)
     kept = algorithm.transform.init(message)
 
     def for_each_client(tree: PyTree) -> PyTree:
@@ -53,10 +54,10 @@ def init(algorithm: Algorithm, params: PyTree, num_clients: int, *, memory_rows:
     return RoundState(
         round=jnp.zeros((), jnp.int32),
         params=params,
-        server=server,
+        server=jax.tree.map(lambda x: jnp.array(x), server),  # a buffer each, for states are donated
         clients=for_each_client(memory),
         messages=for_each_client(kept),
-        release=() if algorithm.release is None else algorithm.release.init(message),
+        release=jax.tree.map(lambda x: jnp.array(x), release),
     )
 
 
