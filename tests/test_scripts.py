@@ -5,9 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedjax_sim.attacks import malicious
+from fedjax_sim.models import build_model
+from fedjax_sim.plots import matrix
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import attack_matrix  # noqa: E402
+import compare_algorithms  # noqa: E402
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,3 +59,28 @@ def test_bare_noise_drowns_the_model_and_warns_on_every_run(seed):
     assert sum(bare) / 10 < sum(clear) / 10 - 10
     assert done.stderr.startswith("warning: Laplace noise of scale 1/epsilon (epsilon 1.0)")
     assert "guarantees no privacy" in done.stderr
+
+
+def test_an_algorithm_is_compared_over_seeds_in_one_program(monkeypatch):
+    monkeypatch.delenv("FEDJAX_SIM_DATA", raising=False)
+    monkeypatch.setattr(compare_algorithms, "STEPS", 2)
+    data = compare_algorithms.federation()
+    models = [build_model("logistic", data.input_shape, data.classes or 0) for _ in range(compare_algorithms.SEEDS)]
+    scores = compare_algorithms.run("fedavg", data, models, 3)
+    assert scores.accuracy.shape == scores.personal.shape == scores.worst_tenth.shape == (compare_algorithms.SEEDS,)
+    assert (scores.worst_tenth < scores.personal).all()
+    assert len(set(scores.accuracy.tolist())) > 1  # the seeds draw other cohorts
+    assert compare_algorithms.spread(np.array([0.5, np.nan])) == "diverged"
+
+
+def test_the_malicious_fifth_holds_half_of_the_examples(monkeypatch):
+    monkeypatch.delenv("FEDJAX_SIM_DATA", raising=False)
+    who = malicious(attack_matrix.CLIENTS, attack_matrix.FRACTION, attack_matrix.SEED)
+    sizes = attack_matrix.federation(who).sizes
+    assert who.sum() == 5
+    assert 0.3 < sizes[who].sum() / sizes.sum() < 0.7
+
+
+def test_a_matrix_is_drawn(tmp_path):
+    path = matrix([[0.1, 0.95], [float("nan"), 1.0]], ["mean", "median"], ["none", "sign flip"], tmp_path / "m.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
