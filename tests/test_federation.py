@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import one_line
@@ -155,8 +156,9 @@ def test_streamed_and_resident_runs_write_the_same_history(tmp_path: Path, sampl
     a, b = (
         losses(tmp_path / m, f"execution.memory={m}", f"training.sampling={sampling}") for m in ("device", "stream")
     )
-    assert a == b
-    assert len(a) == 4
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    np.testing.assert_allclose(jax.tree.leaves(a), jax.tree.leaves(b), rtol=1e-5)
+    assert len(a) == len(b) == 4
     assert a[-1]["test_accuracy"] is not None
 
 
