@@ -123,4 +123,5 @@ def mean_and_sum(
         init=lambda message: (updates.init(message.update), jax.tree.map(jnp.zeros_like, summed(message))),
         add=add,
         finish=lambda acc: Message(updates.finish(acc[0]), acc[1]),
+        of_mean=lambda mean, count: Message(mean.update, jax.tree.map(lambda m: m * count, summed(mean))),
     )

@@ -25,7 +25,7 @@ def finite_only(aggregator: Aggregator) -> Aggregator:
         seen = jax.tree.map(lambda s, m: jnp.where(per_message(finite, m), s, m), seen, messages)
         return seen, jnp.where(finite, weights, 0)
 
-    return aggregator._replace(receive=receive)
+    return aggregator._replace(receive=receive, of_mean=None)
 
 
 def per_message(values: Array, leaf: Array) -> Array:

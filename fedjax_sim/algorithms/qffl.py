@@ -77,7 +77,7 @@ def qffl(
 
     return Algorithm(
         Client(lambda params: (), lambda model: Message(model, Report(jnp.zeros(()), jnp.zeros(()))), run),
-        plain._replace(receive=receive),
+        plain._replace(receive=receive, of_mean=None),
         Server(server.init, server.broadcast, update),
         personal=fine_tuning(loss_fn, client_tx),
     )

@@ -58,7 +58,7 @@ def attacked(algorithm: Algorithm, attack: Attack, who: Any) -> Algorithm:
         messages = jax.tree.map(lambda f, m: jnp.where(_per_message(wicked, m), f, m), forged, messages)
         return inner.receive(messages, ids, sizes, key)
 
-    aggregator = inner._replace(receive=receive, whole=inner.whole or attack.whole)
+    aggregator = inner._replace(receive=receive, whole=inner.whole or attack.whole, of_mean=None)
     return algorithm._replace(aggregator=aggregator, server=server._replace(init=init))
 
 

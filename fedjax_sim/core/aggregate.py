@@ -18,7 +18,8 @@ class Aggregator(NamedTuple):
     `finish(acc) -> aggregate`. A client that takes no part has size 0 and must weigh 0; whatever weighs 0 reaches `add`
     as zeros. Accumulators of several blocks and devices are added, hence an accumulator must be a sum over messages.
     Where that cannot be, as for a median, `whole` asks for one block that holds the whole cohort, at the cost of
-    storing its `C` messages.
+    storing its `C` messages. Where the aggregate can be made of the mean of the messages alone, `of_mean(mean, count)
+    -> aggregate` does it, for `count` clients: what a server is left with that learns no more than a noisy sum.
     """
 
     receive: Callable[[PyTree, Array, Array, Array], tuple[PyTree, Array]]
@@ -26,6 +27,7 @@ class Aggregator(NamedTuple):
     add: Callable[[PyTree, PyTree, Array], PyTree]
     finish: Callable[[PyTree], PyTree]
     whole: bool = False
+    of_mean: Callable[[PyTree, Array | float], PyTree] | None = None
 
 
 def weighted_sum(messages: PyTree, weights: Array) -> PyTree:
@@ -58,4 +60,4 @@ def mean(weighting: str = "examples") -> Aggregator:
         total, weight = acc
         return jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1).astype(t.dtype), total)
 
-    return Aggregator(receive, init, add, finish)
+    return Aggregator(receive, init, add, finish, of_mean=lambda mean, count: mean)

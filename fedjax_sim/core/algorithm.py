@@ -7,7 +7,7 @@ from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.client import Client, LocalData, Message
 from fedjax_sim.core.message import Transform, identity
 from fedjax_sim.core.server import Server
-from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.core.types import Array, PyTree, RoundMetrics, RoundState
 
 
 class Survey(NamedTuple):
@@ -27,7 +27,8 @@ class Algorithm(NamedTuple):
     """Client, aggregator and server, with a transform on each message and maybe one on the aggregate.
 
     `personal(broadcast, memory, data, key) -> model` is what a client predicts with after adapting to its own examples;
-    without one, the broadcast model trained on them.
+    without one, the broadcast model trained on them. `report(state, metrics) -> {name: f32[]}`, of the state after a
+    round, is added to that round's metrics as `extra`.
     """
 
     client: Client
@@ -37,3 +38,4 @@ class Algorithm(NamedTuple):
     release: Transform | None = None
     survey: Survey | None = None
     personal: Callable[[PyTree, PyTree, LocalData, Array], PyTree] | None = None
+    report: Callable[[RoundState, RoundMetrics], dict[str, Array]] | None = None

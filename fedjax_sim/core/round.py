@@ -211,7 +211,10 @@ def make_round(
             effective_clients=arrival.effective_clients,
             uplink_bits=of_present(_bits("message", uplink)),
             downlink_bits=of_present(_bits("broadcast", dense_bits(asked) + dense_bits(rest))),
+            extra={},
         )
+        if algorithm.report is not None:
+            metrics = metrics._replace(extra=algorithm.report(new_state, metrics))
         return new_state, metrics
 
     return round_fn

@@ -97,6 +97,7 @@ class RoundMetrics(NamedTuple):
     effective_clients: Array  # f32[], (sum of weights)^2 / sum of squared weights: as many equal clients
     uplink_bits: Array  # uint32[C], size of the message as it is sent
     downlink_bits: Array  # uint32[C], size of what the server broadcast
+    extra: dict[str, Array]  # f32[] each, what else the algorithm reports
 
 
 def trained(model: PyTree) -> PyTree:

@@ -10,14 +10,13 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, attacked, malicious
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.message import chain
 from fedjax_sim.data import FederatedData, Phase
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.experiment.config import Config, Section
+from fedjax_sim.experiment.config import Config, Privacy, Section
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.federation import make_federation
 from fedjax_sim.models import MODELS, Model, build_model
-from fedjax_sim.privacy import bare_laplace, laplace
+from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize
 
 # The other keys of [algorithm] and of [attack] are options of the factory that they name.
 _COMMON = ("name", "learning_rate", "momentum", "server_learning_rate", "server_schedule")
@@ -32,6 +31,7 @@ class Experiment(NamedTuple):
     sampler: Sampler
     model: Model
     algorithm: Algorithm
+    private: Private | None
 
     @property
     def data(self) -> FederatedData:
@@ -48,7 +48,12 @@ def build(config: Config) -> Experiment:
     look_up("model.name", config.model.name, MODELS)
     config, phases, sampler = make_federation(_with_defaults(config))
     phases, model = _poisoned(config, phases), _model(config, phases[0].data)
-    return Experiment(config, phases, sampler, model, _algorithm(config, model, phases[0].data.num_clients))
+    data, algorithm = phases[0].data, _algorithm(config, model)
+    private = _private(config, model, data, algorithm)
+    if private is not None:
+        algorithm, sampler = private.algorithm, private.sampler
+    algorithm = _with_attack(config, algorithm, data.num_clients)
+    return Experiment(config, phases, sampler, model, algorithm, private)
 
 
 def _model(config: Config, data: FederatedData) -> Model:
@@ -101,8 +106,8 @@ def _server_rate(config: Config) -> Any:
     return optax.linear_schedule(rate, 0.0, rounds) if config.algorithm.server_schedule == "linear" else rate
 
 
-def _algorithm(config: Config, model: Model, num_clients: int) -> Algorithm:
-    given, privacy, factory = config.algorithm, config.privacy, ALGORITHMS[config.algorithm.name]
+def _algorithm(config: Config, model: Model) -> Algorithm:
+    given, factory = config.algorithm, ALGORITHMS[config.algorithm.name]
     rate = _server_rate(config)
     own = "server_tx" not in inspect.signature(factory).parameters
     server = {"server_learning_rate": rate} if own else {"server_tx": optax.sgd(rate)}
@@ -113,11 +118,38 @@ def _algorithm(config: Config, model: Model, num_clients: int) -> Algorithm:
         algorithm.client.init(model.params)  # which tells whether a pattern finds any leaves
     except InputError as error:
         raise InputError(f"algorithm.{error}") from None
-    if privacy.mechanism == "laplace":
-        noise = laplace(epsilon=privacy.epsilon, clip_norm=privacy.clip_norm)
-        algorithm = algorithm._replace(transform=chain(algorithm.transform, noise))
-    elif privacy.mechanism == "laplace_bare":
-        algorithm = algorithm._replace(transform=chain(algorithm.transform, bare_laplace(privacy.epsilon)))
+    return algorithm
+
+
+def _private(config: Config, model: Model, data: FederatedData, algorithm: Algorithm) -> Private | None:
+    """The algorithm made private, with the sampler that its guarantee is for."""
+    privacy, training = config.privacy, config.training
+    if privacy.mechanism == "none":
+        return None
+    look_up("privacy.mechanism", privacy.mechanism, dict.fromkeys(("none", *MECHANISMS)))
+    bare = privacy.mechanism == "laplace_bare"
+    for name, missing in (("epsilon", privacy.epsilon is None and (bare or privacy.noise_multiplier is None)),
+                          ("clip_norm", privacy.clip_norm is None and not bare)):  # fmt: skip
+        if missing:
+            raise InputError(
+                f"privacy.{name}: missing, and mechanism {privacy.mechanism!r} needs it; set it, to 1.0 say"
+            )
+    options = {name: value for name, value in privacy.model_dump().items() if value is not None}
+    if options.pop("adaptive", False):
+        options["adaptive"] = Adaptive()
+    try:
+        return privatize(algorithm, num_clients=data.num_clients, cohort_size=training.clients_per_round or 1,
+                         sampling=training.sampling, rounds=training.rounds, seed=training.seed, params=model.params,
+                         sizes=data.sizes, **{"clip_norm": 1.0, **options})  # fmt: skip
+    except InputError as error:
+        field = str(error).partition(":")[0]
+        place = {"sampling": "training.", "rounds": "training."}.get(
+            field, "privacy." * (field in Privacy.model_fields)
+        )
+        raise InputError(f"{place}{error}") from None
+
+
+def _with_attack(config: Config, algorithm: Algorithm, num_clients: int) -> Algorithm:
     if config.attack.name in MESSAGE_ATTACKS:
         attack = MESSAGE_ATTACKS[config.attack.name]
         who = malicious(num_clients, config.attack.fraction, config.data.seed)

@@ -182,14 +182,28 @@ class Training(Section):
 
 
 class Privacy(Section):
-    """Noise on every client's message."""
+    """What hides a client, if anything. Options left out take the mechanism's own defaults."""
 
-    mechanism: Literal["none", "laplace", "laplace_bare"] = Field(
-        default="none",
-        description="noise; laplace clips and calibrates to epsilon, laplace_bare has scale 1/epsilon and no guarantee",
+    mechanism: str = Field(default="none", description="what adds noise, and where; none adds none")
+    epsilon: Positive | None = Field(
+        default=None, description="budget: training stops before it; the noise is worked out from it if not given"
     )
-    epsilon: Positive | None = Field(default=None, description="privacy loss of one message")
-    clip_norm: Positive | None = Field(default=None, description="L1 norm a message is clipped to")
+    delta: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="of the guarantee; a tenth over the number of clients if left out"
+    )
+    noise_multiplier: Positive | None = Field(default=None, description="scale of the noise over clip_norm")
+    clip_norm: Positive | None = Field(default=None, description="norm that a message is clipped to, L1 for Laplace")
+    per_leaf: bool | None = Field(default=None, description="clip each array of the model to its share of clip_norm")
+    adaptive: bool | None = Field(default=None, description="gaussian: let clip_norm follow the median update")
+    weight_cap: Positive | None = Field(default=None, description="examples from which on a client counts fully")
+    bands: Count | None = Field(default=None, description="matrix: rounds over which noise is correlated")
+    dropout: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="discrete_gaussian: clients of a round that may fail to arrive"
+    )
+    accountant: Literal["auto", "pld", "rdp", "sum"] | None = Field(default=None, description="how epsilons are summed")
+    guarantee: Literal["dp", "none"] = Field(
+        default="dp", description="none runs what guarantees nothing, and says so on every line"
+    )
 
 
 class Execution(Section):
@@ -238,18 +252,13 @@ class Config(Section):
                 f"training.clients_per_round: {training.clients_per_round} is more than the {data.clients} of "
                 "data.clients; lower the one or raise the other"
             )
-        needed = {"none": (), "laplace": ("epsilon", "clip_norm"), "laplace_bare": ("epsilon",)}[privacy.mechanism]
-        for option in ("epsilon", "clip_norm"):
-            value = getattr(privacy, option)
-            if value is None and option in needed:
-                raise InputError(
-                    f"privacy.{option}: missing, and mechanism {privacy.mechanism!r} needs it; set it, to 1.0 say"
-                )
-            if value is not None and option not in needed:
-                raise InputError(
-                    f"privacy.{option}: {value} has no effect with mechanism {privacy.mechanism!r}; leave it out, "
-                    "or set privacy.mechanism"
-                )
+        given = [name for name in Privacy.model_fields if name not in ("mechanism", "guarantee")]
+        given = [name for name in given if getattr(privacy, name) is not None]
+        if privacy.mechanism == "none" and given:
+            raise InputError(
+                f"privacy.{given[0]}: {getattr(privacy, given[0])} has no effect with mechanism 'none'; leave it out, "
+                "or set privacy.mechanism"
+            )
         hetero = self.heterogeneity
         if (hetero.drift == "none") != (hetero.drift_round is None):
             raise InputError(

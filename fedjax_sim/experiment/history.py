@@ -4,8 +4,9 @@ A row holds `round` (from 1), `clients`, `examples` and `steps` of the round in 
 means over its clients weighted by examples; `drift`, `update_norm` and `cosine`, plain means; `rejected`, how many sent
 what is not finite and were left out, of these means too; `aggregate_norm`, `gradient_diversity`, `effective_clients`;
 `uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy`, `test_loss` and
-`test_class_accuracy` (a list), None where the model was not evaluated; and where wanted `per_client`, lists with one
-entry per client. A number that is not finite becomes None.
+`test_class_accuracy` (a list), None where the model was not evaluated; whatever else the algorithm reports, `clipped`,
+`clip_norm`, `signal_norm` and `noise_norm` of private ones; with noise, `epsilon` spent until then and whether there is
+a `guarantee`; and where wanted `per_client`, lists with one entry per client. A number that is not finite becomes None.
 """
 
 import json
@@ -64,6 +65,7 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
         "test_accuracy": None,
         "test_loss": None,
         "test_class_accuracy": None,
+        **{name: _finite(value) for name, value in metrics.extra.items()},
     }
     if per_client:
         row["per_client"] = {name: _listed(getattr(metrics, name)[present]) for name in _PER_CLIENT}

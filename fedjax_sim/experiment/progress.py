@@ -21,7 +21,7 @@ from fedjax_sim.experiment.history import Row, speed
 from fedjax_sim.experiment.run import Reporter, Summary
 
 LINES, LEAST_SECONDS = 10, 2.0  # about how many plain lines a run prints, and how far apart they are at least
-STATUS = {"finished": 0, "diverged": 3, "interrupted": 130}  # exit status of the command
+STATUS = {"finished": 0, "spent": 0, "diverged": 3, "interrupted": 130}  # exit status of the command
 
 
 def reporter(console: Console, rounds: int) -> Reporter:
@@ -51,7 +51,8 @@ def terminal(console: Console, rounds: int) -> Reporter:
         if not seen:
             bar.start_task(task)
         seen.extend(rows)
-        bar.update(task, advance=len(rows), rate=_rate(seen), accuracy=_accuracy(seen))
+        rate = f"{_rate(seen)}{_privacy(rows[-1])}"
+        bar.update(task, advance=len(rows), rate=rate, accuracy=_accuracy(seen))
 
     return Reporter(built, advanced, bar.stop)
 
@@ -74,7 +75,8 @@ def plain(console: Console, rounds: int) -> Reporter:
             left = "" if first or last else f", {_left(seen, rounds):.0f} s left"
             loss = rows[-1]["loss_before"]
             losses = "" if loss is None else f", loss {loss:.3f}"
-            _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {_rate(seen)}{left}")
+            rates = f"{_rate(seen)}{left}{_privacy(rows[-1])}"
+            _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {rates}")
 
     return Reporter(built, advanced, lambda: None)
 
@@ -110,10 +112,12 @@ def describe(experiment: Experiment) -> str:
     """Who trains what, in one line."""
     config, data = experiment.config, experiment.data
     sizes = data.sizes
+    private = f"; {experiment.private.statement}" if experiment.private else ""
     return (
         f"{data.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
         f"{sizes.max()} each, {config.data.partition}); {config.algorithm.name}, {config.model.name}, "
         f"{config.training.clients_per_round} clients a round{' on average' * (config.training.sampling == 'poisson')}"
+        f"{private}"
     )
 
 
@@ -121,6 +125,7 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     """The last lines: what was reached, and where it lies."""
     how = {
         "finished": f"Finished {summary.rounds} rounds",
+        "spent": f"Stopped after {summary.rounds} of {asked_rounds} rounds, for one more exceeds the privacy budget,",
         "interrupted": f"Interrupted after {summary.rounds} of {asked_rounds} rounds",
         "diverged": f"Stopped after {summary.rounds} of {asked_rounds} rounds",
     }[summary.status]
@@ -139,6 +144,9 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
         lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
+    if summary.privacy is not None:
+        spent = "" if summary.epsilon is None else f"Epsilon {summary.epsilon:.3g} spent. "
+        lines.append(f"{spent}{summary.privacy[0].upper()}{summary.privacy[1:]}.")
     if (own := summary.own_tests) is not None:
         lines.append(
             f"On the own test examples of {own.clients} clients: the global model {own.global_accuracy:.1%} (worst "
@@ -163,6 +171,13 @@ def _print(console: Console, text: str) -> None:
 def _accuracy(rows: list[Row]) -> str:
     value = next((row["test_accuracy"] for row in reversed(rows) if row["test_accuracy"] is not None), None)
     return "-" if value is None else f"{value:.1%}"
+
+
+def _privacy(row: Row) -> str:
+    """What a private run has spent so far, or that it guarantees nothing, in every line."""
+    if "guarantee" not in row:
+        return ""
+    return ", no privacy guarantee" if row["epsilon"] is None else f", epsilon {row['epsilon']:.3g}"
 
 
 def _rate(rows: list[Row]) -> str:

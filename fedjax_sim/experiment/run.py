@@ -22,11 +22,13 @@ from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.round import init
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.core.types import RoundState
+from fedjax_sim.data import draw_rounds
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.clients import ClientSummary, evaluate_clients
 from fedjax_sim.experiment.config import Config, Output, to_toml
 from fedjax_sim.experiment.drive import Driver, keeps_on_disk
 from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
+from fedjax_sim.privacy import Ledger
 
 TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
 CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
@@ -50,7 +52,7 @@ class Reporter(NamedTuple):
 class Summary(NamedTuple):
     """What a run reached. Accuracies are shares of the test set."""
 
-    status: str  # "finished", "interrupted" or "diverged"
+    status: str  # "finished", "interrupted", "diverged" or "spent", where the privacy budget allows no other round
     folder: str
     rounds: int  # done
     first_loss: float | None  # mean over clients, of the untrained model in their first local step
@@ -66,6 +68,8 @@ class Summary(NamedTuple):
     downlink_bits: int
     divergence: Divergence | None
     own_tests: ClientSummary | None  # on the clients' own test rows, if they have any
+    epsilon: float | None  # spent, of a private run with a guarantee
+    privacy: str | None  # what is guaranteed, or that nothing is
     environment: dict[str, Any]
 
 
@@ -105,8 +109,8 @@ def run(
                 rows += new
                 append(file, new)
                 reporter.advanced(new)
-            status = "finished" if divergence is None else "diverged"
-            if status == "finished":
+            status = "diverged" if divergence else "finished" if len(rows) == config.training.rounds else "spent"
+            if divergence is None and rows:
                 own_tests = _own_tests(experiment, devices, last[0], memory, folder / "clients.jsonl")
         except KeyboardInterrupt:
             status = "interrupted"
@@ -114,7 +118,9 @@ def run(
             reporter.stopped()
             if place is not None:
                 place.cleanup()
-    summary = _summary(status, folder, rows, time.perf_counter() - start, divergence, own_tests, environment)
+    promise = None if experiment.private is None else experiment.private.statement
+    seconds = time.perf_counter() - start
+    summary = _summary(status, folder, rows, seconds, divergence, own_tests, promise, environment)
     nested = {"divergence": divergence and divergence._asdict(), "own_tests": own_tests and own_tests._asdict()}
     write_json(folder / "summary.json", {**summary._asdict(), **nested})
     if draw is not None and rows:
@@ -163,9 +169,16 @@ def _rounds(
     state = init(experiment.algorithm, experiment.model.params, experiment.data.num_clients, memory_rows=rows)
     state = replicate(state, devices)
 
+    private, seed = experiment.private, training.seed
+    ledger = None if private is None else Ledger(private, experiment.data.num_clients)
     done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
     while done < training.rounds:
         rounds = min(call, training.rounds - done, block - done % block, driver.rounds_left_in_phase(done))
+        cohorts = [] if ledger is None else list(draw_rounds(experiment.sampler, seed, done, rounds))
+        if ledger is not None:
+            rounds = ledger.affordable(cohorts)
+            if rounds == 0:
+                break
         began = time.perf_counter()
         state, metrics = driver.advance(state, done, rounds)
         if done:
@@ -176,6 +189,9 @@ def _rounds(
             of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
             per_client = config.output.per_client
             rows.append(row_of(of_round, done + i + 1, per_client=per_client, elapsed_seconds=elapsed))
+            if ledger is not None:
+                epsilon = ledger.spend(cohorts[i])
+                rows[-1] |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
             if metric := first_not_finite(of_round):
                 yield rows, Divergence(done + i + 1, metric)
                 return
@@ -270,6 +286,7 @@ def _summary(
     seconds: float,
     divergence: Divergence | None,
     own_tests: ClientSummary | None,
+    promise: str | None,
     environment: dict[str, Any],
 ) -> Summary:
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
@@ -292,6 +309,8 @@ def _summary(
         downlink_bits=sum(row["downlink_bits"] for row in rows),
         divergence=divergence,
         own_tests=own_tests,
+        epsilon=rows[-1].get("epsilon") if rows else None,
+        privacy=promise,
         environment=environment,
     )
 

@@ -1,0 +1,282 @@
+"""What a run has spent: every epsilon here is dp-accounting's, for the sampling that the run really does.
+
+Three neighbouring relations, named wherever an epsilon is written. "add or remove one": the unit is in the data or not,
+under Poisson sampling. "replace one": its data are exchanged for any others, under sampling of a fixed size. "zero out
+one": its messages are replaced by zeros and nothing else changes, where who takes part in which round is public.
+
+All of it holds in real arithmetic. Samples of continuous noise in floating point leak (Mironov 2012); the discrete
+Gaussian of `secure` does not.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim import _validate
+from fedjax_sim._validate import InputError
+
+GRID = 1e-3  # spacing of the privacy losses that distributions are kept at; epsilons err upwards
+STRIDE = 32
+FINE = 30.0  # epsilon of one round up to which distributions are worth it, and fit memory
+ADD, REPLACE, ZERO = "add or remove one", "replace one", "zero out one"
+
+
+class Spending(NamedTuple):
+    """What is spent and how it adds up: `epsilon(times)` after so many rounds, or times that a client took part.
+
+    `sampled` says that every round counts, for whoever might have been drawn; else a client spends where it takes part.
+    """
+
+    unit: str  # "client" or "example"
+    relation: str
+    accountant: str  # "pld", "rdp", "sum"
+    delta: float  # 0 for pure differential privacy
+    sampled: bool
+    epsilon: Callable[[int], float]
+
+
+def gaussian_spending(
+    noise_multiplier: float,
+    *,
+    delta: float,
+    rate: float | None = None,
+    cohort: tuple[int, int] | None = None,
+    distance: float = 1.0,
+    method: str = "auto",
+    unit: str = "client",
+) -> Spending:
+    """The Gaussian mechanism, by PLD or RDP.
+
+    Args:
+      noise_multiplier: standard deviation of the noise over the clip norm.
+      delta: of the guarantee.
+      rate: of Poisson sampling: "add or remove one".
+      cohort: `(C, N)` of sampling `C` of `N` without replacement: "replace one", which moves a sum by two clip norms,
+        by RDP alone (Wang, Balle and Kasiviswanathan 2019), which noise of next to nothing gets too. With neither,
+        participation is public: "zero out one".
+      distance: of two neighbouring messages without sampling, in clip norms: 2 for local noise.
+      method: "pld", "rdp" or "auto", which is PLD where there is one.
+      unit: whose data differ.
+
+    Raises:
+      InputError: a setting out of range, or PLD asked for where there is none.
+    """
+    import dp_accounting as dp
+    from dp_accounting.pld import privacy_loss_distribution as distributions
+
+    _validate.number("noise_multiplier", noise_multiplier, above=0)
+    _check_delta(delta)
+    _validate.one_of("accountant", method, ("auto", "pld", "rdp"))
+    if cohort is not None and method == "pld":
+        raise InputError('accountant: "pld" has no bound for cohorts of a fixed size; take "rdp", or Poisson sampling')
+    rough = rate is not None and rate < 1 and noise_multiplier < 1 / FINE
+    method = "rdp" if cohort is not None or rough else "pld" if method == "auto" else method
+    if cohort is not None:  # the library's multiplier is relative to the sensitivity, here of two clip norms
+        event = dp.SampledWithoutReplacementDpEvent(cohort[1], cohort[0], dp.GaussianDpEvent(noise_multiplier / 2))
+        return Spending(unit, REPLACE, method, delta, True, _by_rdp(event, delta, REPLACE))
+    if rate is not None and rate < 1:
+        if method == "rdp":
+            event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
+            return Spending(unit, ADD, method, delta, True, _by_rdp(event, delta, ADD))
+        one = distributions.from_gaussian_mechanism(noise_multiplier, sampling_prob=rate,
+                                                    value_discretization_interval=GRID)  # fmt: skip
+        return Spending(unit, ADD, method, delta, True, _by_pld(one, delta))
+
+    @cache
+    def epsilon(times: int) -> float:  # so many Gaussians are one, exactly
+        alone = noise_multiplier / distance / math.sqrt(max(times, 1))
+        if times == 0 or method == "rdp":
+            return _by_rdp(dp.GaussianDpEvent(alone), delta, ADD)(min(times, 1))
+        return float(dp.get_epsilon_gaussian(alone, delta))
+
+    relation = ADD if rate is not None else REPLACE if distance == 2 else ZERO
+    return Spending(unit, relation, method, delta, rate is not None, epsilon)
+
+
+def laplace_spending(
+    noise_multiplier: float,
+    *,
+    delta: float,
+    rate: float | None = None,
+    distance: float = 1.0,
+    method: str = "auto",
+) -> Spending:
+    """The Laplace mechanism: PLD, which is exact, or "sum", which adds epsilons up as if delta were 0.
+
+    Args:
+      noise_multiplier: scale of the noise over the clip norm (L1).
+      delta: of the guarantee; 0 gives the sum, which is then exact too.
+      rate: of Poisson sampling; without it participation is public.
+      distance: of two neighbouring messages without sampling, in clip norms: 2 for local noise.
+      method: "auto", "pld", "rdp" (without sampling alone) or "sum", which noise of next to nothing gets anyway.
+
+    Raises:
+      InputError: a setting out of range.
+    """
+    import dp_accounting as dp
+    from dp_accounting.pld import privacy_loss_distribution as distributions
+
+    _validate.number("noise_multiplier", noise_multiplier, above=0)
+    _validate.one_of("accountant", method, ("auto", "pld", "rdp", "sum"))
+    if delta != 0:
+        _check_delta(delta)
+    if method == "auto" or (method == "pld" and distance / noise_multiplier > FINE):
+        method = "sum" if delta == 0 or distance / noise_multiplier > FINE else "pld"
+    if delta == 0 and method != "sum":
+        raise InputError(f'delta: 0 with accountant "{method}"; give a delta such as 1e-5, or take "sum"')
+    sampled, relation = rate is not None, ADD if rate is not None else REPLACE if distance == 2 else ZERO
+    if method == "sum":
+        one = distance / noise_multiplier  # amplified by sampling (Balle, Barthe and Gaboardi 2018, theorem 9)
+        one = one if rate is None else math.log1p(rate * math.expm1(one)) if one < 700 else one + math.log(rate)
+        return Spending("client", relation, method, 0.0, sampled, lambda times: times * one)
+    if method == "rdp":
+        if rate is not None and rate < 1:
+            raise InputError('accountant: "rdp" has no bound for sampled Laplace noise; take "pld"')
+        event = dp.LaplaceDpEvent(noise_multiplier / distance)
+        return Spending("client", relation, method, delta, sampled, _by_rdp(event, delta, ADD))
+    one = distributions.from_laplace_mechanism(noise_multiplier / distance, sampling_prob=1.0 if rate is None else rate,
+                                               value_discretization_interval=GRID)  # fmt: skip
+    return Spending("client", relation, method, delta, sampled, _by_pld(one, delta))
+
+
+def matrix_spending(
+    noise_multiplier: float, coefficients: Any, *, delta: float, separation: int, rounds: int
+) -> Spending:
+    """DP-FTRL with a banded Toeplitz matrix, for clients that wait `separation` rounds at least before they come again.
+
+    All rounds together are one Gaussian mechanism whose sensitivity is that of the matrix (Choquette-Choo et al. 2023,
+    "(Amplified) banded matrix factorization", theorem 2); after `t` rounds it is that of its first `t` rows and
+    columns.
+
+    Raises:
+      InputError: more bands than rounds from one turn of a client to the next.
+    """
+    bands = len(coefficients)
+    if bands > separation:
+        raise InputError(f"bands: {bands} are more than the {separation} rounds from one turn of a client to the next; "
+                         "give fewer")  # fmt: skip
+    _check_delta(delta)
+
+    @cache
+    def epsilon(times: int) -> float:
+        if times == 0:
+            return 0.0
+        if times > rounds:
+            raise InputError(f"rounds: {times} are more than the {rounds} that the noise was made for; give more")
+        multiplier = noise_multiplier / matrix_sensitivity(coefficients, times, separation)
+        return gaussian_spending(multiplier, delta=delta).epsilon(1)
+
+    return Spending("client", ZERO, "pld", delta, True, epsilon)
+
+
+def matrix_sensitivity(coefficients: Any, rounds: int, separation: int) -> float:
+    """How far, in clip norms, one client can move what a banded Toeplitz matrix of `rounds` rows hides.
+
+    Turns at least `bands` rounds apart touch columns that do not overlap, so that their squared norms add up.
+    """
+    squares = np.cumsum(np.square(np.asarray(coefficients, np.float64)))
+    starts = np.arange(0, rounds, separation)  # the earlier a turn, the longer its column
+    return math.sqrt(sum(squares[min(rounds - start, len(squares)) - 1] for start in starts))
+
+
+def toeplitz(rounds: int, bands: int) -> np.ndarray:
+    """The coefficients f64[bands], of norm 1, that make the error of running sums least (by jax-privacy)."""
+    from jax_privacy.matrix_factorization import toeplitz as strategies
+
+    if not 1 <= _validate.whole("bands", bands) <= _validate.whole("rounds", rounds):
+        raise InputError(f"bands: {bands} for {rounds} rounds; give at most as many")
+    return np.asarray(strategies.optimize_banded_toeplitz(rounds, bands), np.float64) if bands > 1 else np.ones(1)
+
+
+def discrete_gaussian_spending(
+    noise_multiplier: float, *, delta: float, clip_norm: float, step: float, entries: int, clients: int
+) -> Spending:
+    """The sum of `clients` discrete Gaussians, on messages rounded to multiples of `step`, by RDP.
+
+    Kairouz, Liu and Steinke 2021, theorem 5: with `sigma` one client's noise and `D` the norm of a rounded message,
+    both in steps, `tau = 10 sum_k exp(-2 pi^2 sigma^2 k / (k + 1))`, it is `rho`-zCDP with `2 rho = min(D^2 / (n
+    sigma^2) + tau d / 2, (D / (sqrt(n) sigma) + tau sqrt(d))^2)`.
+    """
+    import dp_accounting as dp
+
+    _check_delta(delta)
+    sigma = noise_multiplier * clip_norm / math.sqrt(clients) / step
+    distance = clip_norm / step + math.sqrt(entries)
+    terms = np.arange(1, clients)
+    tau = 10 * float(np.exp(-2 * np.pi**2 * sigma**2 * terms / (terms + 1)).sum())
+    plain = distance / (math.sqrt(clients) * sigma)
+    rho = min(plain**2 + tau * entries / 2, (plain + tau * math.sqrt(entries)) ** 2) / 2
+    return Spending("client", ZERO, "rdp", delta, False, _by_rdp(dp.ZCDpEvent(rho), delta, ADD))
+
+
+def calibrate(spending: Callable[[float], Spending], times: int, epsilon: float) -> float:
+    """The least noise multiplier, to a thousandth of it, with which `times` rounds or turns spend at most `epsilon`.
+
+    Args:
+      spending: of a noise multiplier.
+      times: rounds, or turns of a client where those count.
+      epsilon: the target.
+
+    Raises:
+      InputError: no noise multiplier up to 2^20 does it.
+    """
+    _validate.number("epsilon", epsilon, above=0)
+    _validate.whole("rounds", times)
+
+    def enough(noise_multiplier: float) -> bool:
+        return spending(noise_multiplier).epsilon(times) <= epsilon
+
+    high = 1.0
+    while not enough(high):
+        high *= 2
+        if high > 2**20:
+            raise InputError(f"epsilon: {epsilon} cannot be kept over {times} rounds; raise it, or delta, or do fewer")
+    low = high / 2
+    while low > 2**-20 and enough(low):
+        low, high = low / 2, low
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _by_pld(one: Any, delta: float) -> Callable[[int], float]:
+    """Epsilon of so many mechanisms whose privacy loss distribution is `one`.
+
+    A function of the number alone, so that a resumed run finds the same; and quick for one number after another, for
+    all but `STRIDE` of them come from distributions that are there.
+    """
+
+    @cache
+    def power(times: int) -> Any:
+        return one.self_compose(times)
+
+    @cache
+    def epsilon(times: int) -> float:
+        parts = [power(n) for n in (times - times % STRIDE, times % STRIDE) if n]
+        whole = parts[0].compose(parts[1]) if len(parts) == 2 else parts[0] if parts else None
+        return 0.0 if whole is None else float(whole.get_epsilon_for_delta(delta))
+
+    return epsilon
+
+
+def _by_rdp(event: Any, delta: float, relation: str) -> Callable[[int], float]:
+    """Epsilon of so many events, by Renyi differential privacy."""
+    from dp_accounting import NeighboringRelation, rdp
+
+    which = NeighboringRelation.REPLACE_ONE if relation == REPLACE else NeighboringRelation.ADD_OR_REMOVE_ONE
+    one = rdp.RdpAccountant(neighboring_relation=which).compose(event)
+
+    def epsilon(times: int) -> float:
+        return float(rdp.compute_epsilon(one.orders, times * one.rdp, delta)[0]) if times else 0.0
+
+    return epsilon
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < _validate.number("delta", delta, above=0) < 1:
+        raise InputError(f"delta: {delta} is out of range; give a number between 0 and 1, less than one over the "
+                         "number of clients")  # fmt: skip
