@@ -1,5 +1,6 @@
 """Local training of one client. It is written for one; the round trains many at once."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,11 @@ def planned_steps(sizes: Array, batch_size: int, local_epochs: int, local_steps:
     return jnp.where(sizes > 0, steps, 0).astype(jnp.int32)
 
 
+def poisson_slots(batch_size: int) -> int:
+    """Rows for a batch of so many examples on average."""
+    return batch_size + math.ceil(6.5 * math.sqrt(batch_size)) + 10
+
+
 class Info(NamedTuple):
     """What local training measured."""
 
@@ -57,6 +63,10 @@ class LocalData(NamedTuple):
     Every example is used exactly once per epoch, in an order drawn from `key` and the epoch. The last batch of an epoch
     may be partial: its mask says which rows count, and the others repeat the client's own examples, so that statistics
     computed over a batch see no foreign values.
+
+    With `poisson`, every example is in the batch of a step with chance `B / size`, independently (what example-level
+    privacy assumes), in `poisson_slots(B)` rows; should more be drawn, which is less likely than one in a billion, as
+    many of them as there are rows, at random.
     """
 
     id: Array  # int32[], the client's
@@ -69,6 +79,7 @@ class LocalData(NamedTuple):
     batch_size: int
     alone: bool  # no client is trained beside it, hence trips == steps
     full_losses: bool  # report losses over all examples instead of the first and last step's
+    poisson: bool = False  # batches of examples drawn independently, instead of epochs
 
     def epoch_steps(self) -> Array:
         """Number of batches in an epoch, int32[]."""
@@ -76,11 +87,25 @@ class LocalData(NamedTuple):
 
     def batch(self, step: Array) -> tuple[PyTree, Array]:
         """The batch of a local step, arrays [B, ...] in their stored dtype, and its mask, bool[B]."""
+        return self.drawn_batch(step) if self.poisson else self.epoch_batch(step)
+
+    def epoch_batch(self, step: Array) -> tuple[PyTree, Array]:
+        """The batch of a step through one epoch after another."""
         epoch, within = step // self.epoch_steps(), step % self.epoch_steps()
         positions = within * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)
         mask = positions < self.size
         order = permuted(self.key, self.size, positions % jnp.maximum(self.size, 1), epoch)
         rows = self.start + order
+        return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), self.examples), mask
+
+    def drawn_batch(self, step: Array) -> tuple[PyTree, Array]:
+        """The batch of a step whose examples are drawn independently."""
+        positions = jnp.arange(poisson_slots(self.batch_size), dtype=jnp.int32)
+        size = jnp.maximum(self.size, 1)
+        chance = jnp.minimum(self.batch_size / size.astype(jnp.float32), 1)
+        count = jax.random.binomial(jax.random.fold_in(self.key, step), size.astype(jnp.float32), chance)
+        rows = self.start + permuted(self.key, size, positions % size, step)
+        mask = positions < jnp.minimum(count.astype(jnp.int32), self.size)
         return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), self.examples), mask
 
     def fold(self, body: Callable[[Array, PyTree, PyTree, Array], PyTree], carry: PyTree) -> PyTree:
@@ -114,7 +139,12 @@ def batch_loss(loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: 
 def batch_gradient(
     loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: Array
 ) -> tuple[Array, PyTree, PyTree]:
-    """Mean loss over the rows of a batch that count, f32[], `model` with its statistics renewed, and the gradient."""
+    """Mean loss over the rows of a batch that count, f32[], `model` with its statistics renewed, and the gradient.
+
+    A loss that has a `gradient(model, batch, mask, key)` of its own is asked for all three.
+    """
+    if (own := getattr(loss_fn, "gradient", None)) is not None:
+        return own(model, batch, mask, key)
 
     def objective(params: PyTree) -> tuple[Array, PyTree]:
         return batch_loss(loss_fn, with_trained(model, params), batch, mask, key)
@@ -128,11 +158,11 @@ def over_examples(value_fn: Callable[[PyTree, Array, Array], PyTree], data: Loca
     batches are those of its first epoch."""
 
     def step(index: Array, total: PyTree) -> PyTree:
-        batch, mask = data.batch(index)
+        batch, mask = data.epoch_batch(index)
         value = value_fn(batch, mask, jax.random.fold_in(key, index))
         return jax.tree.map(lambda t, v: t + v * mask.sum().astype(t.dtype), total, value)
 
-    shapes = jax.eval_shape(lambda: value_fn(*data.batch(jnp.int32(0)), key))
+    shapes = jax.eval_shape(lambda: value_fn(*data.epoch_batch(jnp.int32(0)), key))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total = lax.fori_loop(0, data.epoch_steps(), step, zero)
     return jax.tree.map(lambda t: t / jnp.maximum(data.size, 1).astype(t.dtype), total)

@@ -34,6 +34,7 @@ class Work(NamedTuple):
     lanes: int
     devices: Sequence[Any]
     wrap: Callable[[Array], Array]  # makes a key of its data
+    poisson: bool = False
 
 
 class Arrival(NamedTuple):
@@ -50,7 +51,7 @@ class Arrival(NamedTuple):
 def local_data(item: Item, examples: PyTree, trips: Array, work: Work) -> LocalData:
     """One client's data, as if others were trained beside it."""
     return LocalData(item.ids, examples, item.starts, item.sizes, item.steps, trips, work.wrap(item.key),
-                     work.batch_size, alone=False, full_losses=work.full_losses)  # fmt: skip
+                     work.batch_size, alone=False, full_losses=work.full_losses, poisson=work.poisson)  # fmt: skip
 
 
 def run_clients(

@@ -120,6 +120,7 @@ def make_round(
     lanes: int | None = None,
     devices: Sequence[Any] | None = None,
     client_losses: str = "steps",
+    local_sampling: str = "epochs",
 ) -> RoundFn:
     """Binds an algorithm to its local work and to the hardware.
 
@@ -133,6 +134,7 @@ def make_round(
         population with `replicate`, or they are copied at every call.
       client_losses: "steps" reports the losses of the first and the last local step, for free; "examples" the mean
         losses over all the client's examples before and after training, for two more forward passes over them.
+      local_sampling: "epochs", every example once in each; or "poisson", in every batch with chance `B / size`.
 
     Returns:
       `round_fn(state, cohort, key) -> (state, RoundMetrics)`: pure, not jitted yet; it fits `jit`, `lax.scan` and
@@ -143,6 +145,7 @@ def make_round(
     """
     _validate.local_work(batch_size, local_epochs, local_steps)
     _validate.one_of("client_losses", client_losses, ("steps", "examples"))
+    _validate.one_of("local_sampling", local_sampling, ("epochs", "poisson"))
     _validate.hardware(lanes, devices)
 
     def round_fn(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
@@ -152,8 +155,9 @@ def make_round(
         stage = partial(stage_key, key, state.round)
         items = make_items(cohort, partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs,
                                            local_steps=local_steps), stage(TRAIN), stage(TRANSFORM))  # fmt: skip
-        work = Work(cohort.examples, batch_size, client_losses == "examples",
-                    lanes or default_lanes(cohort.ids.shape[0], where), where, wrapper(key))  # fmt: skip
+        width = lanes or default_lanes(cohort.ids.shape[0], where)
+        work = Work(cohort.examples, batch_size, client_losses == "examples", width, where, wrapper(key),
+                    poisson=local_sampling == "poisson")  # fmt: skip
         gather = partial(collect, work=work, receive_key=stage(RECEIVE), measure_key=stage(MEASURE))
 
         memory, answer_bits, question = state.server, 0, ()

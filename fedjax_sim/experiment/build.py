@@ -16,11 +16,12 @@ from fedjax_sim.experiment.config import Config, Privacy, Section
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.federation import make_federation
 from fedjax_sim.models import MODELS, Model, build_model
-from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize
+from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
 
 # The other keys of [algorithm] and of [attack] are options of the factory that they name.
 _COMMON = ("name", "learning_rate", "momentum", "server_learning_rate", "server_schedule")
 _ATTACK_COMMON = ("name", "fraction")
+DP_SGD, _OF_DP_SGD = "dp_sgd", ("epsilon", "delta", "noise_multiplier", "clip_norm")
 
 
 class Experiment(NamedTuple):
@@ -48,8 +49,10 @@ def build(config: Config) -> Experiment:
     look_up("model.name", config.model.name, MODELS)
     config, phases, sampler = make_federation(_with_defaults(config))
     phases, model = _poisoned(config, phases), _model(config, phases[0].data)
-    data, algorithm = phases[0].data, _algorithm(config, model)
-    private = _private(config, model, data, algorithm)
+    data = phases[0].data
+    factory, options = _recipe(config)
+    algorithm = _made(factory, model, options)
+    private = _private(config, model, data, algorithm, factory, options)
     if private is not None:
         algorithm, sampler = private.algorithm, private.sampler
     algorithm = _with_attack(config, algorithm, data.num_clients)
@@ -106,27 +109,32 @@ def _server_rate(config: Config) -> Any:
     return optax.linear_schedule(rate, 0.0, rounds) if config.algorithm.server_schedule == "linear" else rate
 
 
-def _algorithm(config: Config, model: Model) -> Algorithm:
+def _recipe(config: Config) -> tuple[Callable[..., Algorithm], dict[str, Any]]:
+    """The factory of the algorithm, and all that it is given beside the loss."""
     given, factory = config.algorithm, ALGORITHMS[config.algorithm.name]
     rate = _server_rate(config)
     own = "server_tx" not in inspect.signature(factory).parameters
     server = {"server_learning_rate": rate} if own else {"server_tx": optax.sgd(rate)}
-    options = _options(given, "algorithm", factory, _COMMON)
+    client_tx = optax.sgd(given.learning_rate, momentum=given.momentum or None)
+    return factory, {"client_tx": client_tx, **server, **_options(given, "algorithm", factory, _COMMON)}
+
+
+def _made(factory: Callable[..., Algorithm], model: Model, options: dict[str, Any]) -> Algorithm:
     try:
-        client_tx = optax.sgd(given.learning_rate, momentum=given.momentum or None)
-        algorithm = factory(model.loss_fn, client_tx=client_tx, **server, **options)
+        algorithm = factory(model.loss_fn, **options)
         algorithm.client.init(model.params)  # which tells whether a pattern finds any leaves
     except InputError as error:
         raise InputError(f"algorithm.{error}") from None
     return algorithm
 
 
-def _private(config: Config, model: Model, data: FederatedData, algorithm: Algorithm) -> Private | None:
+def _private(config: Config, model: Model, data: FederatedData, algorithm: Algorithm,
+             factory: Callable[..., Algorithm], made_with: dict[str, Any]) -> Private | None:  # fmt: skip
     """The algorithm made private, with the sampler that its guarantee is for."""
     privacy, training = config.privacy, config.training
     if privacy.mechanism == "none":
         return None
-    look_up("privacy.mechanism", privacy.mechanism, dict.fromkeys(("none", *MECHANISMS)))
+    look_up("privacy.mechanism", privacy.mechanism, dict.fromkeys(("none", *MECHANISMS, DP_SGD)))
     bare = privacy.mechanism == "laplace_bare"
     for name, missing in (("epsilon", privacy.epsilon is None and (bare or privacy.noise_multiplier is None)),
                           ("clip_norm", privacy.clip_norm is None and not bare)):  # fmt: skip
@@ -137,10 +145,17 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
     options = {name: value for name, value in privacy.model_dump().items() if value is not None}
     if options.pop("adaptive", False):
         options["adaptive"] = Adaptive()
+    common = {"sampling": training.sampling, "cohort_size": training.clients_per_round or 1, "sizes": data.sizes,
+              "rounds": training.rounds, "seed": training.seed}  # fmt: skip
     try:
-        return privatize(algorithm, num_clients=data.num_clients, cohort_size=training.clients_per_round or 1,
-                         sampling=training.sampling, rounds=training.rounds, seed=training.seed, params=model.params,
-                         sizes=data.sizes, **{"clip_norm": 1.0, **options})  # fmt: skip
+        if options["mechanism"] == DP_SGD:
+            work = {name: getattr(training, name) for name in ("batch_size", "local_epochs", "local_steps")}
+            known = {name: options.pop(name) for name in _OF_DP_SGD if name in options}
+            if unknown := options.keys() - {"mechanism", "guarantee"}:
+                raise InputError(f"{min(unknown)}: {DP_SGD} has no such option; leave it out")
+            return privatize_examples(factory, model.loss_fn, **made_with, **work, **common, **known)
+        return privatize(algorithm, num_clients=data.num_clients, params=model.params, **common,
+                         **{"clip_norm": 1.0, **options})  # fmt: skip
     except InputError as error:
         field = str(error).partition(":")[0]
         place = {"sampling": "training.", "rounds": "training."}.get(

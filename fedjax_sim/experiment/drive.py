@@ -50,7 +50,7 @@ class Driver:
 
     def round_fn(self, lanes: int | None) -> RoundFn:
         """The round with this width."""
-        training = self.experiment.config.training
+        training, private = self.experiment.config.training, self.experiment.private
         return make_round(
             self.experiment.algorithm,
             batch_size=training.batch_size,
@@ -58,6 +58,7 @@ class Driver:
             local_steps=training.local_steps,
             devices=self.devices,
             lanes=lanes,
+            local_sampling=private.local_sampling if private else "epochs",
         )
 
     def use_lanes(self, lanes: int | None) -> None:

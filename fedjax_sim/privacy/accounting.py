@@ -212,6 +212,29 @@ def discrete_gaussian_spending(
     return Spending("client", ZERO, "rdp", delta, False, _by_rdp(dp.ZCDpEvent(rho), delta, ADD))
 
 
+def example_spending(
+    noise_multiplier: float, size: int, batch_size: int, rows: int, steps: int, *, delta: float
+) -> Callable[[int], float]:
+    """Epsilon of an example of a client of `size`, by the client's turns of `steps` steps each: "add or remove one".
+
+    Every step draws each example with chance `batch_size / size`, up to `rows` of them, whose truncation is counted.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as distributions
+
+    _validate.number("noise_multiplier", noise_multiplier, above=0)
+    _check_delta(delta)
+    if batch_size >= size:
+        spending = gaussian_spending(noise_multiplier, delta=delta)
+        return lambda turns: spending.epsilon(turns * steps)
+    if noise_multiplier < 1 / FINE:
+        spending = gaussian_spending(noise_multiplier, delta=delta, rate=batch_size / size)
+        return lambda turns: spending.epsilon(turns * steps)
+    one = distributions.from_truncated_subsampled_gaussian_mechanism(
+        size, batch_size / size, min(rows, size), noise_multiplier, value_discretization_interval=GRID
+    )
+    return _by_pld(one.self_compose(steps) if steps > 1 else one, delta)
+
+
 def calibrate(spending: Callable[[float], Spending], times: int, epsilon: float) -> float:
     """The least noise multiplier, to a thousandth of it, with which `times` rounds or turns spend at most `epsilon`.
 

@@ -43,6 +43,7 @@ class Private(NamedTuple):
     noise_multiplier: float  # scale of the noise over the clip norm
     budget: float | None  # epsilon that is not to be exceeded
     statement: str  # one line
+    local_sampling: str = "epochs"  # for `make_round`
 
 
 class Ledger:
@@ -214,7 +215,7 @@ def privatize(
     if noise_multiplier is None:
         assert epsilon is not None
         assert rounds is not None
-        times = rounds if sampled else _most_turns(sampling, sampler, num_clients, rounds, seed)
+        times = rounds if sampled else most_turns(sampling, sampler, num_clients, rounds, seed)
         noise_multiplier = calibrate(spending, times, epsilon)
     spent = spending(noise_multiplier)
 
@@ -277,7 +278,7 @@ def _denominator(expected: int, num_clients: int, weight_cap: float | None, size
     return float(expected * weights.mean())
 
 
-def _most_turns(name: str, sampler: Sampler, num_clients: int, rounds: int, seed: int | None) -> int:
+def most_turns(name: str, sampler: Sampler, num_clients: int, rounds: int, seed: int | None) -> int:
     """How often a client takes part in so many rounds at most: with this seed, or whatever the seed."""
     if name == "round_robin":
         return -(-rounds // (num_clients // sampler.slots))
