@@ -36,6 +36,17 @@ def poisson_slots(batch_size: int) -> int:
     return batch_size + math.ceil(6.5 * math.sqrt(batch_size)) + 10
 
 
+def binomial(key: Array, trials: Array, chance: Array, most: int) -> Array:
+    """Successes in so many trials, int32[], or `most` if they are more, by inverting the distribution: its
+    probabilities up to `most` as running products, which compiles and runs much faster than rejection sampling."""
+    n, p = trials.astype(jnp.float32), jnp.minimum(chance.astype(jnp.float32), 1 - 1e-6)
+    k = jnp.arange(most, dtype=jnp.float32)
+    ratios = jnp.log(jnp.maximum(n - k, 0) / (k + 1)) + jnp.log(p) - jnp.log1p(-p)
+    logs = n * jnp.log1p(-p) + jnp.concatenate([jnp.zeros(1), jnp.cumsum(ratios)])[:-1]
+    below = jnp.sum(jax.random.uniform(key) > jnp.cumsum(jnp.exp(logs)))
+    return jnp.where(chance >= 1, jnp.minimum(trials, most), below).astype(jnp.int32)
+
+
 class Info(NamedTuple):
     """What local training measured."""
 
@@ -102,10 +113,9 @@ class LocalData(NamedTuple):
         """The batch of a step whose examples are drawn independently."""
         positions = jnp.arange(poisson_slots(self.batch_size), dtype=jnp.int32)
         size = jnp.maximum(self.size, 1)
-        chance = jnp.minimum(self.batch_size / size.astype(jnp.float32), 1)
-        count = jax.random.binomial(jax.random.fold_in(self.key, step), size.astype(jnp.float32), chance)
+        count = binomial(jax.random.fold_in(self.key, step), size, self.batch_size / size, len(positions))
         rows = self.start + permuted(self.key, size, positions % size, step)
-        mask = positions < jnp.minimum(count.astype(jnp.int32), self.size)
+        mask = positions < jnp.minimum(count, self.size)
         return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), self.examples), mask
 
     def fold(self, body: Callable[[Array, PyTree, PyTree, Array], PyTree], carry: PyTree) -> PyTree:

@@ -20,7 +20,8 @@ from fedjax_sim._validate import InputError
 
 GRID = 1e-3  # spacing of the privacy losses that distributions are kept at; epsilons err upwards
 STRIDE = 32
-FINE = 30.0  # epsilon of one round up to which distributions are worth it, and fit memory
+FINE = 30.0  # epsilon of one Laplace round up to which distributions are worth it, and fit memory
+LEAST = 0.3  # Gaussian noise multiplier, likewise
 ADD, REPLACE, ZERO = "add or remove one", "replace one", "zero out one"
 
 
@@ -72,7 +73,7 @@ def gaussian_spending(
     _validate.one_of("accountant", method, ("auto", "pld", "rdp"))
     if cohort is not None and method == "pld":
         raise InputError('accountant: "pld" has no bound for cohorts of a fixed size; take "rdp", or Poisson sampling')
-    rough = rate is not None and rate < 1 and noise_multiplier < 1 / FINE
+    rough = rate is not None and rate < 1 and noise_multiplier < LEAST
     method = "rdp" if cohort is not None or rough else "pld" if method == "auto" else method
     if cohort is not None:  # the library's multiplier is relative to the sensitivity, here of two clip norms
         event = dp.SampledWithoutReplacementDpEvent(cohort[1], cohort[0], dp.GaussianDpEvent(noise_multiplier / 2))
@@ -226,7 +227,7 @@ def example_spending(
     if batch_size >= size:
         spending = gaussian_spending(noise_multiplier, delta=delta)
         return lambda turns: spending.epsilon(turns * steps)
-    if noise_multiplier < 1 / FINE:
+    if noise_multiplier < LEAST:
         spending = gaussian_spending(noise_multiplier, delta=delta, rate=batch_size / size)
         return lambda turns: spending.epsilon(turns * steps)
     one = distributions.from_truncated_subsampled_gaussian_mechanism(

@@ -1,0 +1,178 @@
+"""DP-SGD inside clients: clipping and noise by example, Poisson batches, and what they are counted as."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import CLASSES, FEATURES, RATE, SIZES, loss_fn, make_federation, one_line
+from scipy.stats import binom, binomtest, chisquare, kstest
+
+import fedjax_sim as fs
+from fedjax_sim.core.client import LocalData, binomial, poisson_slots
+from fedjax_sim.privacy import PrivateLoss, privatize_examples
+from fedjax_sim.privacy.accounting import gaussian_spending
+
+FEDERATION = make_federation()
+B, CLIP = 4, 0.7
+ROWS = poisson_slots(B)
+KEY = jax.random.key(5)
+
+
+def batch(seed=0, rows=ROWS):
+    rng = np.random.default_rng(seed)
+    inputs = 3 * rng.standard_normal((rows, FEATURES)).astype(np.float32)
+    return {"inputs": inputs, "labels": rng.integers(0, CLASSES, rows).astype(np.int32)}
+
+
+@partial(jax.jit, static_argnums=0)
+def gradient(batch_size, clip_norm, noise_multiplier, params, rows, mask, key):
+    private = PrivateLoss(loss_fn, clip_norm, noise_multiplier, batch_size)
+    return private.gradient(params, rows, mask, key)[2]
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+
+
+def by_hand(rows, mask):
+    """Cross-entropy's gradient of each example, clipped, summed and divided by the batch size expected."""
+    w = np.asarray(FEDERATION.params["kernel"], np.float64)
+    total = np.zeros(CLASSES + w.size)
+    for x, y, counts in zip(rows["inputs"].astype(np.float64), rows["labels"], mask, strict=True):
+        p = np.exp(x @ w)
+        p = p / p.sum() - np.eye(CLASSES)[y]
+        g = np.concatenate([p, np.outer(x, p).ravel()])  # leaves in order of their names: bias, kernel
+        total += counts * g * min(1, CLIP / np.linalg.norm(g))
+    return total / B
+
+
+def test_each_example_is_clipped_and_the_sum_is_divided_by_the_expected_size():
+    for count in (0, 3, ROWS):
+        mask = np.arange(ROWS) < count
+        got = gradient(B, CLIP, 0.0, FEDERATION.params, batch(), mask, KEY)
+        np.testing.assert_allclose(flat(got), by_hand(batch(), mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38, -1e30])
+def test_one_example_moves_the_gradient_by_its_share_at_most(value):
+    rows, mask = batch(), np.arange(ROWS) < 7
+    whole = flat(gradient(B, CLIP, 0.0, FEDERATION.params, rows, mask, KEY))
+    rows["inputs"][2] = value
+    moved = flat(gradient(B, CLIP, 0.0, FEDERATION.params, rows, mask, KEY)) - whole
+    assert np.linalg.norm(moved) <= 2 * CLIP / B * (1 + 1e-5)
+    gone = flat(gradient(B, CLIP, 0.0, FEDERATION.params, rows, mask & (np.arange(ROWS) != 2), KEY)) - whole
+    assert 0 < np.linalg.norm(gone) <= CLIP / B * (1 + 1e-5)
+
+
+def test_the_noise_is_gaussian_of_its_scale_and_fresh_in_every_step():
+    mask = np.zeros(ROWS, bool)
+    keys = jax.random.split(KEY, 300)
+    drawn = jax.jit(jax.vmap(lambda k: gradient(B, CLIP, 2.0, FEDERATION.params, batch(), mask, k)))(keys)
+    noise, scale = flat(drawn), 2.0 * CLIP / B
+    assert kstest(noise, "norm", args=(0, scale)).pvalue > 1e-3
+    assert kstest(noise, "norm", args=(0, scale * 2 / 3)).pvalue < 1e-12
+    assert kstest(noise, "norm", args=(0, scale * 3 / 2)).pvalue < 1e-12
+    assert len(np.unique(noise)) > 0.99 * len(noise)
+
+
+def test_batches_hold_each_example_independently_at_the_rate_stated():
+    size, start, steps = 30, 4, 2000
+    examples = {"row": jnp.arange(50)}
+    data = LocalData(jnp.int32(0), examples, jnp.int32(start), jnp.int32(size), jnp.int32(1), jnp.int32(1), KEY, B,
+                     alone=True, full_losses=False, poisson=True)  # fmt: skip
+    rows, mask = jax.jit(jax.vmap(data.batch))(jnp.arange(steps))
+    rows, mask = np.asarray(rows["row"]) - start, np.asarray(mask)
+    present = np.zeros((steps, size), int)
+    for step in range(steps):
+        drawn = rows[step][mask[step]]
+        assert len(set(drawn)) == len(drawn)
+        present[step, drawn] = 1
+    rate = B / size
+    assert all(binomtest(int(n), steps, rate).pvalue > 1e-5 for n in present.sum(0))
+    counts = present.sum(1)  # binomial, hence of this variance: a fixed size would have none
+    assert abs(counts.var() / (size * rate * (1 - rate)) - 1) < 0.15
+    together = (present[:, 0] & present[:, 1]).sum()
+    assert binomtest(int(together), steps, rate**2).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("size", "rate"), [(3000, 0.01), (40, 0.5), (12, 1.5)])
+def test_the_number_of_examples_is_binomial(size, rate):
+    most = 60
+    keys = jax.random.split(KEY, 5000)
+    draw = jax.jit(jax.vmap(lambda k: binomial(k, jnp.int32(size), jnp.float32(rate), most)))
+    counts = np.asarray(draw(keys))
+    if rate >= 1:
+        assert (counts == size).all()
+        return
+    expected = binom.pmf(np.arange(most), size, rate) * len(keys)
+    often = expected > 5
+    found = np.bincount(counts, minlength=most)[:most]
+    assert chisquare(np.append(found[often], found[~often].sum()),
+                     np.append(expected[often], len(keys) - expected[often].sum())).pvalue > 1e-3  # fmt: skip
+
+
+def spent(private, turns):
+    assert private.spending is not None
+    return private.spending.epsilon(turns)
+
+
+def made(**options):
+    some = {"client_tx": optax.sgd(RATE), "sizes": SIZES, "cohort_size": 6, "batch_size": B, "clip_norm": CLIP}
+    return privatize_examples(fs.fedavg, loss_fn, **{**some, "delta": 1e-4, "noise_multiplier": 1.0, **options})
+
+
+def test_epsilon_is_that_of_the_client_whose_size_makes_it_largest():
+    private = made(local_epochs=2)
+    # a client of up to B examples takes them all in each of its 2 steps; others are sampled
+    small = gaussian_spending(1.0, delta=1e-4).epsilon(3 * 2)
+    assert spent(private, 3) == pytest.approx(small, rel=1e-3)
+    steps = made(sizes=[16, 16], local_steps=5, cohort_size=2)
+    sampled = gaussian_spending(1.0, delta=1e-4, rate=B / 16).epsilon(2 * 5)
+    assert spent(steps, 2) == pytest.approx(sampled, rel=2e-2)
+    assert steps.spending is not None
+    assert (steps.spending.unit, steps.spending.sampled, steps.local_sampling) == ("example", False, "poisson")
+    target = made(noise_multiplier=None, epsilon=5.0, rounds=4, sizes=[16, 16], local_steps=5, cohort_size=2)
+    assert 0.98 * 5 < spent(target, 4) <= 5.0
+
+
+def test_a_round_trains_and_is_refused_without_poisson_batches():
+    private = made(noise_multiplier=0.5)
+    state = fs.init(private.algorithm, FEDERATION.params, len(SIZES))
+    cohort = fs.select(FEDERATION.population, private.sampler.draw(0, 0))
+    round_fn = jax.jit(fs.make_round(private.algorithm, batch_size=B, local_sampling="poisson", lanes=2))
+    after, metrics = round_fn(state, cohort, KEY)
+    assert 0 < float(metrics.aggregate_norm) < 10
+    np.testing.assert_array_equal(metrics.steps, -(-np.asarray(SIZES) // B))
+    order = fs.select(FEDERATION.population, np.arange(len(SIZES))[::-1].astype(np.int32))
+    alone, _ = jax.jit(fs.make_round(private.algorithm, batch_size=B, local_sampling="poisson"))(state, order, KEY)
+    np.testing.assert_allclose(flat(alone.params), flat(after.params), atol=1e-5)
+    with pytest.raises(fs.InputError) as error:
+        jax.eval_shape(fs.make_round(private.algorithm, batch_size=B), state, cohort, KEY)
+    one_line(error, "local_sampling: batches of 4 rows", 'local_sampling="poisson"')
+
+
+@pytest.mark.parametrize("factory", [fs.mime, fs.fedsgd, fs.qffl, fs.ifca, fs.ditto, fs.perfedavg])
+def test_algorithms_that_look_at_examples_uncounted_are_refused(factory):
+    with pytest.raises(fs.InputError) as error:
+        privatize_examples(factory, loss_fn, client_tx=optax.sgd(RATE), sizes=SIZES, cohort_size=6, batch_size=B,
+                           clip_norm=CLIP, noise_multiplier=1.0)  # fmt: skip
+    one_line(error, f"algorithm: clients of {factory.__name__}", "take fedavg")
+
+
+def test_bad_settings_are_one_line():
+    for options, part in (
+        ({"noise_multiplier": None}, "epsilon: None for None rounds"),
+        ({"clip_norm": -1}, "clip_norm: -1"),
+        ({"sizes": [0, 0], "cohort_size": 2}, "sizes: nobody"),
+        ({"delta": 2}, "delta: 2"),
+        ({"sampling": "by_size"}, "sampling: 'by_size'"),
+    ):
+        with pytest.raises(fs.InputError) as error:
+            made(**options)
+        one_line(error, part)
+    with pytest.raises(fs.InputError) as error:
+        PrivateLoss(loss_fn, 1.0, 1.0, B).gradient(fs.Variables({}, {}), {}, jnp.ones(ROWS, bool), KEY)
+    one_line(error, "params: statistics")
