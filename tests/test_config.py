@@ -50,7 +50,7 @@ def test_toml_is_read_back_equal(name: str, rate: float, hidden: list[int], lane
         "algorithm": {"learning_rate": rate, "fraction": 0.5},
         "model": {"hidden": hidden},
         "execution": {"lanes": lanes},
-        "privacy": {"mechanism": "laplace", "epsilon": 1.5, "clip_norm": 2},
+        "privacy": {"mechanism": "laplace", "epsilon": 1.5, "clip_norm": 2, "adaptive": comments},
     }
     config = parse_config(tree)
     assert parse_config(tomllib.loads(to_toml(config, comments=comments))) == config
@@ -103,8 +103,10 @@ BAD = {
     "heterogeneity.gain=1.5": ["heterogeneity.gain: 1.5", "number of at least 0 and of at most 1"],
     "heterogeneity.drift=prior": ["heterogeneity.drift_round: None with drift 'prior'", "set both"],
     "heterogeneity.imbalance=0": ["heterogeneity.imbalance: 0", "over 0"],
-    "privacy.mechanism=gauss": ["privacy.mechanism: 'gauss'", '"laplace"'],
-    "privacy.mechanism=laplace": ["privacy.epsilon: missing"],
+    "privacy.mechanism=3": ["privacy.mechanism: 3", "text in quotes"],
+    "privacy.guarantee=maybe": ["privacy.guarantee: 'maybe'", '"none"'],
+    "privacy.accountant=gdp": ["privacy.accountant: 'gdp'", '"pld"'],
+    "privacy.delta=1": ["privacy.delta: 1", "below 1"],
     "privacy.epsilon=1": ["privacy.epsilon: 1.0 has no effect"],
     "execution.lanes=0": ["execution.lanes: 0", 'whole number of at least 1 or "auto"'],
     "execution.lanes=all": ["execution.lanes: 'all'"],

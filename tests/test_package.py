@@ -163,6 +163,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "privacy.laplace",
             "privacy.accounting",
             "privacy.plan",
+            "privacy.examples",
             "privacy",
         ),
         ("attacks.clients", "attacks.*", "attacks"),
@@ -183,7 +184,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.show",
         ),
     ),
-    (("plots.style", "plots.curves", "plots.matrix", "plots.portrait", "plots"),),
+    (("plots.style", "plots.curves", "plots.matrix", "plots.portrait", "plots.tradeoff", "plots"),),
     (("cli",),),
     (("__main__",),),
 )

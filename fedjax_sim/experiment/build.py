@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, attacked, malicious
 from fedjax_sim.core.algorithm import Algorithm
+from fedjax_sim.core.round import init
 from fedjax_sim.data import FederatedData, Phase
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.config import Config, Privacy, Section
@@ -136,6 +138,8 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
         return None
     look_up("privacy.mechanism", privacy.mechanism, dict.fromkeys(("none", *MECHANISMS, DP_SGD)))
     bare = privacy.mechanism == "laplace_bare"
+    if privacy.guarantee != "none":
+        _refuse_what_undoes_it(config)
     for name, missing in (("epsilon", privacy.epsilon is None and (bare or privacy.noise_multiplier is None)),
                           ("clip_norm", privacy.clip_norm is None and not bare)):  # fmt: skip
         if missing:
@@ -154,14 +158,32 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
             if unknown := options.keys() - {"mechanism", "guarantee"}:
                 raise InputError(f"{min(unknown)}: {DP_SGD} has no such option; leave it out")
             return privatize_examples(factory, model.loss_fn, **made_with, **work, **common, **known)
-        return privatize(algorithm, num_clients=data.num_clients, params=model.params, **common,
-                         **{"clip_norm": 1.0, **options})  # fmt: skip
+        if bare and (unknown := options.keys() - {"mechanism", "guarantee", "epsilon"}):
+            raise InputError(f"{min(unknown)}: laplace_bare has no such option; leave it out")
+        private = privatize(algorithm, num_clients=data.num_clients, params=model.params, **common,
+                            **{"clip_norm": 1.0, **options})  # fmt: skip
+        jax.eval_shape(lambda p: init(private.algorithm, p, data.num_clients), model.params)  # what it refuses to start
+        return private
     except InputError as error:
         field = str(error).partition(":")[0]
-        place = {"sampling": "training.", "rounds": "training."}.get(
-            field, "privacy." * (field in Privacy.model_fields)
+        if field == "algorithm":
+            raise InputError(f"algorithm.name{str(error).removeprefix('algorithm')}") from None
+        section = "training." if field in ("sampling", "rounds") else "privacy." * (field in Privacy.model_fields)
+        raise InputError(f"{section}{error}") from None
+
+
+def _refuse_what_undoes_it(config: Config) -> None:
+    """Settings outside [privacy] under which a guarantee would not hold."""
+    mechanism, attack, drift = config.privacy.mechanism, config.attack.name, config.heterogeneity.drift
+    if attack in ("alie", "ipm") and mechanism != DP_SGD and not mechanism.startswith("local_"):
+        raise InputError(
+            f"attack.name: {attack} makes messages out of honest ones before noise hides them; take another attack, "
+            'a local mechanism, or privacy.guarantee "none"'
         )
-        raise InputError(f"{place}{error}") from None
+    if drift == "prior" and mechanism == DP_SGD:
+        raise InputError(
+            "heterogeneity.drift: prior passes examples on to other clients, whose turns add up; take another drift"
+        )
 
 
 def _with_attack(config: Config, algorithm: Algorithm, num_clients: int) -> Algorithm:

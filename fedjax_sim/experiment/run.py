@@ -174,9 +174,12 @@ def _rounds(
     done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
     while done < training.rounds:
         rounds = min(call, training.rounds - done, block - done % block, driver.rounds_left_in_phase(done))
-        cohorts = [] if ledger is None else list(draw_rounds(experiment.sampler, seed, done, rounds))
+        over, cohorts = False, []  # whether the budget allows no round after these
         if ledger is not None:
-            rounds = ledger.affordable(cohorts)
+            ahead = min(rounds + 1, training.rounds - done)
+            cohorts = list(draw_rounds(experiment.sampler, seed, done, ahead))
+            left = ledger.affordable(cohorts)
+            over, rounds = left < ahead, min(rounds, left)
             if rounds == 0:
                 break
         began = time.perf_counter()
@@ -197,7 +200,7 @@ def _rounds(
                 return
         done += rounds
         divergence = None
-        test = driver.test(done - 1) if done % block == 0 or done == training.rounds else None
+        test = driver.test(done - 1) if done % block == 0 or done == training.rounds or over else None
         if test is not None:
             params = jax.device_put(state.params, devices[0])
             values = jax.tree.map(np.asarray, evaluate(params, test))
@@ -309,7 +312,7 @@ def _summary(
         downlink_bits=sum(row["downlink_bits"] for row in rows),
         divergence=divergence,
         own_tests=own_tests,
-        epsilon=rows[-1].get("epsilon") if rows else None,
+        epsilon=rows[-1].get("epsilon") if rows else 0.0 if status == "spent" else None,
         privacy=promise,
         environment=environment,
     )

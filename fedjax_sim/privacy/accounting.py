@@ -8,8 +8,10 @@ All of it holds in real arithmetic. Samples of continuous noise in floating poin
 Gaussian of `secure` does not.
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -287,12 +289,25 @@ def _by_pld(one: Any, delta: float) -> Callable[[int], float]:
     return epsilon
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the accountant's remarks on orders that it leaves out, which nobody asked for."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _by_rdp(event: Any, delta: float, relation: str) -> Callable[[int], float]:
     """Epsilon of so many events, by Renyi differential privacy."""
     from dp_accounting import NeighboringRelation, rdp
 
     which = NeighboringRelation.REPLACE_ONE if relation == REPLACE else NeighboringRelation.ADD_OR_REMOVE_ONE
-    one = rdp.RdpAccountant(neighboring_relation=which).compose(event)
+    with _quiet():
+        one = rdp.RdpAccountant(neighboring_relation=which).compose(event)
 
     def epsilon(times: int) -> float:
         return float(rdp.compute_epsilon(one.orders, times * one.rdp, delta)[0]) if times else 0.0

@@ -39,7 +39,7 @@ def bare_laplace(epsilon: Any) -> Transform:
     _validate.number("epsilon", epsilon, above=0)
     warnings.warn(
         f"Laplace noise of scale 1/epsilon (epsilon {epsilon}) on messages that are not clipped guarantees no privacy; "
-        "use laplace(epsilon=..., clip_norm=...)",
+        "take noise that clips, local_laplace say",
         GuaranteeWarning,
         stacklevel=2,
     )

@@ -33,6 +33,24 @@ MECHANISMS = ("gaussian", "laplace", "matrix", "discrete_gaussian", "local_gauss
 SAMPLINGS = ("poisson", "uniform", "round_robin", "all")
 NO_GUARANTEE = "no privacy guarantee"
 
+# What each mechanism can be asked for beyond the settings that all have, and who counts it.
+OPTIONS: dict[str, set[str]] = {
+    "gaussian": {"adaptive", "weight_cap", "per_leaf"},
+    "laplace": {"weight_cap", "per_leaf"},
+    "matrix": {"weight_cap", "per_leaf", "bands"},
+    "discrete_gaussian": {"dropout"},
+    "local_gaussian": {"per_leaf"},
+    "local_laplace": {"per_leaf"},
+}
+ACCOUNTANTS = {
+    "gaussian": ("pld", "rdp"),
+    "laplace": ("pld", "rdp", "sum"),
+    "matrix": ("pld",),
+    "discrete_gaussian": ("rdp",),
+    "local_gaussian": ("pld", "rdp"),
+    "local_laplace": ("pld", "rdp", "sum"),
+}
+
 
 class Private(NamedTuple):
     """An algorithm, the sampler that must draw its cohorts, and what they guarantee together."""
@@ -151,7 +169,7 @@ def privatize(
       seed: of the run, where turns of a client count and the target is for those that this seed draws; without it, for
         a client that is drawn as often as can be.
       accountant: "auto", "pld", "rdp" or, for Laplace noise, "sum".
-      guarantee: "dp", or "none" for settings that guarantee nothing, which are refused otherwise and warn all the same.
+      guarantee: "dp"; or "none", which runs settings that guarantee nothing, refused otherwise, and claims nothing.
 
     Raises:
       InputError: settings that contradict each other, or guarantee nothing under `guarantee="dp"`, with the reason.
@@ -168,17 +186,23 @@ def privatize(
     if rounds is None and (noise_multiplier is None or mechanism == "matrix"):
         raise InputError("rounds: missing; a target, or matrix noise, is for a number of rounds")
     kind = mechanism.removeprefix("local_")
-    if adaptive is not None and mechanism != "gaussian":
-        raise InputError(f"adaptive: {mechanism} noise cannot follow a clip norm that moves; take gaussian")
-    if weight_cap is not None and mechanism not in ("gaussian", "laplace", "matrix"):
-        raise InputError(f"weight_cap: {mechanism} noise hides equal weights alone; leave it out")
+    given = {"adaptive": adaptive, "weight_cap": weight_cap, "bands": bands, "dropout": dropout or None,
+             "per_leaf": per_leaf or None}  # fmt: skip
+    for name in given.keys() - OPTIONS[mechanism]:
+        if given[name] is not None:
+            raise InputError(f"{name}: {mechanism} noise has no such option; leave it out")
+    if accountant not in ("auto", *ACCOUNTANTS[mechanism]):
+        choices = ", ".join(("auto", *ACCOUNTANTS[mechanism]))
+        raise InputError(f"accountant: {accountant!r} does not count {mechanism} noise; take one of {choices}")
     if mechanism == "matrix" and sampling not in ("round_robin", "all"):
         raise InputError(f'sampling: {sampling!r} lets a client come again at once, and matrix noise counts on rounds '
                          'between its turns; take "round_robin" or "all"')  # fmt: skip
     if sampling == "uniform" and mechanism == "gaussian":
         algorithm = _forgetful(algorithm)
     made: Any = None
-    least = expected - dropout
+    least = expected - _validate.whole("dropout", dropout, least=0)
+    if least < 1:
+        raise InputError(f"dropout: {dropout} leaves nobody of {expected} clients; lower it")
     if mechanism == "discrete_gaussian":
         if params is None:
             raise InputError("params: missing; give the model, whose size enters the guarantee of discrete noise")
@@ -231,6 +255,9 @@ def privatize(
         private = central(algorithm, clip_norm=clip_norm, noise_multiplier=noise_multiplier, clients=expected,
                           denominator=_denominator(expected, num_clients, weight_cap, sizes), noise=drawn,
                           per_leaf=per_leaf, weight_cap=weight_cap, adaptive=adaptive)  # fmt: skip
+    if guarantee == "none":
+        statement = f"{NO_GUARANTEE} asked for: {mechanism} noise of {noise_multiplier:.4g} clip norms"
+        return Private(private, sampler, None, noise_multiplier, None, statement)
     statement = _statement(spent, mechanism, sampling, noise_multiplier)
     return Private(private, sampler, spent, noise_multiplier, epsilon, statement)
 
@@ -245,7 +272,7 @@ def _bare(algorithm: Algorithm, num_clients: int, cohort_size: int, name: str, e
         )
     noisy = algorithm._replace(transform=chain(algorithm.transform, bare_laplace(epsilon)))
     sampler = make_sampler(name, num_clients, cohort_size)
-    statement = f"{NO_GUARANTEE}: noise of scale 1/epsilon, {1 / epsilon:g}, on messages that are not clipped"
+    statement = f"{NO_GUARANTEE}: noise of scale 1/epsilon = {1 / epsilon:g} on messages that are not clipped"
     return Private(noisy, sampler, None, float("nan"), None, statement)
 
 

@@ -60,8 +60,10 @@ def fixed_point(clip_norm: float, entries: int, clients: int, sigma: float, bits
     step = 2.0 ** math.floor(math.log2(clip_norm / 100 / math.sqrt(entries)))
     largest = math.ceil(clip_norm / step) + 1 + math.ceil(TAIL * max(sigma / step, 1))
     if largest > EXACT:
-        raise InputError(f"clip_norm: {largest} steps of {step:g} for one entry of a message with noise are more than "
-                         f"float32 counts exactly, {EXACT}; lower the noise or train a smaller model")  # fmt: skip
+        raise InputError(
+            f"noise_multiplier: an entry with its noise takes {largest:,} steps, more than the {EXACT:,} that float32 "
+            "counts exactly; lower the noise or train a smaller model"
+        )
     needed = math.ceil(math.log2(2 * clients * largest + 1))
     if needed > bits:
         raise InputError(f"bits: {bits} let the sum of {clients} messages wrap; give {needed}, 32 at most")
