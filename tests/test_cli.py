@@ -29,7 +29,13 @@ def start(folder: Path, *arguments: str, environment: dict[str, str] | None = No
         **(environment or {}),
     }
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)
+
+    def heed_ctrl_c() -> None:  # which shells have what runs in the background ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c
+    )
 
 
 def command(folder: Path, *arguments: str, **options: dict[str, str]) -> tuple[int, str, str]:
@@ -129,7 +135,10 @@ def test_ctrl_c_ends_cleanly_with_what_there_is(tmp_path: Path) -> None:
         if line.startswith("round 1/"):
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, err) == (130, "")
     assert "Interrupted after " in out
     summary = json.loads((tmp_path / "runs" / "c" / "summary.json").read_text())
