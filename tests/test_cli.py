@@ -20,22 +20,21 @@ from fedjax_sim.plots import curves
 QUICK = ("--set", "model.name=logistic", "--set", "training.evaluate_every=2")
 
 
+# Shells have what runs in the background ignore Ctrl-C.
+HEEDING = """import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("fedjax_sim", run_name="__main__", alter_sys=True)"""
+
+
 def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-m", "fedjax_sim", *arguments]
     variables = {
         **os.environ,
         "COLUMNS": "120",
         "PYTHONPATH": str(Path(__file__).parents[1]),
         **(environment or {}),
     }
-    pipe = subprocess.PIPE
-
-    def heed_ctrl_c() -> None:  # which shells have what runs in the background ignore
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c
-    )
+    command, pipe = [sys.executable, "-W", "error", "-c", HEEDING, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)
 
 
 def command(folder: Path, *arguments: str, **options: dict[str, str]) -> tuple[int, str, str]:
