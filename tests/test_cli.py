@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,28 +26,72 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("fedjax_sim", run_name="__main__", alter_sys=True)"""
 
 
-def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     variables = {
         **os.environ,
         "COLUMNS": "120",
         "PYTHONPATH": str(Path(__file__).parents[1]),
-        **(environment or {}),
+        **environment,
     }
     command, pipe = [sys.executable, "-W", "error", "-c", HEEDING, *arguments], subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)
 
 
-def command(folder: Path, *arguments: str, **options: dict[str, str]) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr."""
-    process = start(folder, *arguments, **options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+# Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
+FORKING = """
+import json, os, sys, warnings
+import fedjax_sim.cli, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots, sklearn.datasets
+
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that forking is dangerous; no thread has been started
+        child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for name, stream in (("out", 1), ("err", 2)):
+            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        warnings.simplefilter("error")
+        sys.argv = ["fedjax-sim", *arguments]
+        try:
+            fedjax_sim.cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)  # without a second of tidying up
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Command = Callable[..., tuple[int, str, str]]
 
 
-def test_three_rounds_leave_a_whole_run_folder(tmp_path: Path) -> None:
-    status, out, err = command(tmp_path, "run", *QUICK, "--set", "training.rounds=3", "--set", "output.name=first",
-                                environment={"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""})  # fmt: skip
-    assert (status, err) == (0, "")
+@pytest.fixture(scope="module")
+def command() -> Iterator[Command]:
+    """A function of a folder and of arguments: exit status, stdout and stderr."""
+    variables = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdin=pipe, stdout=pipe, text=True, env=variables
+    ) as process:
+        given, told = process.stdin, process.stdout
+        assert given is not None
+        assert told is not None
+
+        def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+            given.write(json.dumps([str(folder), arguments]) + "\n")
+            given.flush()
+            status = int(told.readline())
+            out, err = (folder.with_name(f"{folder.name}.{name}").read_text() for name in ("out", "err"))
+            return status, out, err
+
+        yield run
+
+
+def test_three_rounds_leave_a_whole_run_folder(tmp_path: Path, command: Command) -> None:
+    first = ("--set", "training.rounds=3", "--set", "output.name=first")
+    with start(tmp_path, "run", *QUICK, *first, JAX_DISABLE_MOST_OPTIMIZATIONS="0", XLA_FLAGS="") as process:
+        out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
     folder = tmp_path / "runs" / "first"
     assert sorted(p.name for p in folder.iterdir()) == ["config.toml", "curves.png", "history.jsonl", "summary.json"]
 
@@ -90,7 +134,7 @@ def test_three_rounds_leave_a_whole_run_folder(tmp_path: Path) -> None:
             assert same[name] == pytest.approx(row[name], rel=1e-4)
 
 
-def test_a_default_folder_is_named_after_time_algorithm_and_data(tmp_path: Path) -> None:
+def test_a_default_folder_is_named_after_time_algorithm_and_data(tmp_path: Path, command: Command) -> None:
     arguments = (
         "--set",
         "data.name=breast_cancer",
@@ -111,7 +155,7 @@ def test_a_default_folder_is_named_after_time_algorithm_and_data(tmp_path: Path)
     assert resolved["algorithm"]["weighting"] == "examples"
 
 
-def test_divergence_is_reported_with_what_there_is(tmp_path: Path) -> None:
+def test_divergence_is_reported_with_what_there_is(tmp_path: Path, command: Command) -> None:
     # logistic regression starts at zero, so that this overflows whatever the seed
     status, out, err = command(
         tmp_path, "run", *QUICK, "--set", "algorithm.learning_rate=1e38", "--set", "output.name=d"
@@ -145,7 +189,7 @@ def test_ctrl_c_ends_cleanly_with_what_there_is(tmp_path: Path) -> None:
     assert summary["rounds"] == len(read_history(tmp_path / "runs" / "c" / "history.jsonl")) >= 1
 
 
-def test_bare_noise_warns_in_one_line(tmp_path: Path) -> None:
+def test_bare_noise_warns_in_one_line(tmp_path: Path, command: Command) -> None:
     settings = ("privacy.mechanism=laplace_bare", "privacy.epsilon=1", "privacy.guarantee=none", "training.rounds=1")
     arguments = [part for setting in settings for part in ("--set", setting)]
     process = subprocess.run(
@@ -187,51 +231,16 @@ BAD = {
 }
 
 
-# Imports take seconds: one process has done them, and each case is a child of it that begins as the command does.
-FORKING = """
-import json, os, sys, warnings
-import fedjax_sim.cli, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots, sklearn.datasets
-
-for line in sys.stdin:
-    folder, arguments = json.loads(line)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that forking is dangerous; no thread has been started
-        child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        for name, stream in (("out", 1), ("err", 2)):
-            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), stream)
-        warnings.simplefilter("error")
-        sys.argv = ["fedjax-sim", *arguments]
-        fedjax_sim.cli.main()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def forking() -> Iterator[subprocess.Popen[str]]:
-    variables = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1])}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING], stdin=pipe, stdout=pipe, text=True, env=variables
-    ) as process:
-        yield process
-
-
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_status_2(tmp_path: Path, forking: subprocess.Popen[str], case: str) -> None:
+def test_bad_input_is_one_line_and_status_2(tmp_path: Path, command: Command, case: str) -> None:
     (tmp_path / "bad.toml").write_text("[training\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "idx").mkdir()
     (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, *[0, 0, 0, 9] * 3]) + bytes(16))
     before = sorted(tmp_path.iterdir())
     arguments, parts = BAD[case]
-    assert forking.stdin is not None
-    assert forking.stdout is not None
-    forking.stdin.write(json.dumps([str(tmp_path), arguments]) + "\n")
-    forking.stdin.flush()
-    assert forking.stdout.readline() == "2\n"
-    out, err = (tmp_path.with_name(f"{tmp_path.name}.{name}").read_text() for name in ("out", "err"))
+    status, out, err = command(tmp_path, *arguments)
+    assert status == 2
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -240,7 +249,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, forking: subprocess.
     assert sorted(tmp_path.iterdir()) == before  # no run folder is left behind
 
 
-def test_the_printed_configuration_is_the_default(tmp_path: Path) -> None:
+def test_the_printed_configuration_is_the_default(tmp_path: Path, command: Command) -> None:
     status, out, _ = command(tmp_path, "config")
     assert status == 0
     assert parse_config(tomllib.loads(out)) == Config() == load_config()

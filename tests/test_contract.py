@@ -29,7 +29,7 @@ def logits(params, inputs):
 
 def loss_fn(params, batch, key):
     """On noisy inputs, so that seeds matter even where all examples are taken at once."""
-    noisy = batch["inputs"] + 0.01 * jax.random.normal(key, batch["inputs"].shape)
+    noisy = batch["inputs"] + 0.03 * jax.random.uniform(key, batch["inputs"].shape)
     return optax.softmax_cross_entropy_with_integer_labels(logits(params, noisy), batch["labels"])
 
 
