@@ -164,6 +164,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "privacy.accounting",
             "privacy.plan",
             "privacy.examples",
+            "privacy.audit",
             "privacy",
         ),
         ("attacks.clients", "attacks.*", "attacks"),
