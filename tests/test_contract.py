@@ -229,13 +229,31 @@ def test_a_slice_of_the_population_gives_the_same_round(setup, federation):
     assert_close(jitted(states[0], cohort, KEY), (states[1], metrics[0]))
 
 
-def test_what_a_client_predicts_with_is_evaluated_and_changes_nothing(setup, federation):
-    algorithm, _, states, _, _ = setup
-
+def scores_of(algorithm, state, federation):
+    """A function of nothing, of what clients predict with after four rounds; and the test rows that it is told by."""
     cohort = fs.select(federation.population, jnp.asarray([3, -1, 0, 5]))
     tests = fs.select(square_federation(seed=1, sizes=(3, 0, 2, 7, 4, 0)).population, cohort.ids)
-    evaluate = jax.jit(fs.make_client_evaluation(algorithm, metric_fn, batch_size=BATCH, lanes=2))
-    scores = evaluate(states[-1], cohort, tests, KEY)
+    evaluate = fs.make_client_evaluation(algorithm, metric_fn, batch_size=BATCH, lanes=2)
+    return lambda: evaluate(state, cohort, tests, KEY), tests
+
+
+def test_what_a_client_predicts_with_has_one_value_per_client(setup, federation):
+    algorithm, _, states, _, _ = setup
+    scores = jax.eval_shape(scores_of(algorithm, states[-1], federation)[0])
+    assert all(leaf.shape == (4,) for leaf in jax.tree.leaves(scores))
+
+
+def ways_to_adapt():
+    """One algorithm for each: most share theirs, and with it what is compiled."""
+    found = {make_algorithm(name).personal.__code__: name for name in fs.ALGORITHMS}
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("name", ways_to_adapt(), scope="module")
+def test_what_a_client_predicts_with_is_evaluated(name, setup, federation):
+    algorithm, _, states, _, _ = setup
+    evaluate, tests = scores_of(algorithm, states[-1], federation)
+    scores = jax.jit(evaluate)()
     np.testing.assert_array_equal(scores.examples, [7, 0, 3, 0])
     rows = {k: x[tests.starts[0] : tests.starts[0] + 7] for k, x in tests.examples.items()}
     np.testing.assert_allclose(scores.before["loss"][0], metric_fn(states[-1].params, rows)["loss"].mean(), rtol=1e-5)

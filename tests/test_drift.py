@@ -122,7 +122,6 @@ MOMENTUM = optax.sgd(RATE / 4, momentum=0.8)
         ("fedprox", {"mu": 0.4}, 3, fedprox),
         ("fednova", {}, 1, fednova),
         ("fednova", {"client_tx": MOMENTUM}, 3, fednova_with_momentum),
-        ("feddyn", {"alpha": 0.3}, 1, feddyn),
         ("feddyn", {"alpha": 0.3}, 3, feddyn),
         ("feddc", {"alpha": 0.3}, 3, feddc),
         ("fedcm", {"alpha": 0.3}, 3, fedcm),

@@ -8,7 +8,6 @@ nothing else, guesses: the more often right, the larger epsilon must be.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
