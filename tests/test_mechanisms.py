@@ -1,6 +1,7 @@
 """Every mechanism through the whole jitted round: the law of its noise, what one client can move, what it measures."""
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fedjax_sim as fs
-from fedjax_sim.privacy import Adaptive, central, local, privatize, privatize_examples, secure
+from fedjax_sim.privacy import Adaptive, GuaranteeWarning, central, local, privatize, privatize_examples, secure
 from fedjax_sim.privacy.accounting import toeplitz
 from fedjax_sim.privacy.central import update_multiplier
 from fedjax_sim.privacy.secure import FixedPoint, fixed_point, modular_sum
@@ -115,7 +116,7 @@ def test_the_noise_of_examples_has_its_law_and_scale():
 
 
 def test_bare_noise_has_scale_one_over_epsilon():
-    with pytest.warns(fs.privacy.GuaranteeWarning, match="guarantees no privacy"):
+    with pytest.warns(GuaranteeWarning, match="guarantees no privacy"):
         private = privatize(averaging(), num_clients=N, cohort_size=C, clip_norm=CLIP, mechanism="laplace_bare",
                             epsilon=4.0, guarantee="none")  # fmt: skip
     follows(rounds(private.algorithm, [ONE])[0][0], LAPLACE, 1 / 4)
@@ -310,7 +311,7 @@ def test_bits_with_too_little_noise_are_refused():
 @pytest.mark.parametrize(("name", "mechanism"), [("scaffold", "central"), ("feddyn", "local")])
 def test_without_noise_or_clipping_it_is_the_algorithm_itself(name, mechanism):
     plain = averaging(name, loss_fn, RATE)
-    generous = {"clip_norm": 1e6, "noise_multiplier": 0.0}
+    generous: dict[str, Any] = {"clip_norm": 1e6, "noise_multiplier": 0.0}
     private = central(plain, **generous, clients=3) if mechanism == "central" else local(plain, **generous)
     if mechanism == "central":  # which weighs all alike
         plain = plain._replace(aggregator=plain.aggregator._replace(

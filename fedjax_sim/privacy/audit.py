@@ -68,9 +68,9 @@ def plant(
     if canaries > flat.size:
         raise InputError(f"canaries: {canaries} are more than the {flat.size} entries of the model; plant fewer")
     rng = np.random.default_rng([seed, 0xCA4A21])
-    included = rng.permutation(canaries) < canaries / 2 if canaries < 8 else rng.random(canaries) < 0.5
+    included = rng.random(canaries) < 0.5
     entries = rng.permutation(flat.size)[:canaries].astype(np.int32)
-    signs = rng.choice(np.float32([-1, 1]), canaries)
+    signs = rng.choice(np.asarray([-1, 1], np.float32), canaries)
 
     total, here = int(np.asarray(population.offsets)[-1]), int(included.sum())
     # what the model is asked about a canary does not matter, but has to be something it can be asked
