@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_sim.attacks import malicious
 from fedjax_sim.models import build_model
-from fedjax_sim.plots import matrix
+from fedjax_sim.plots import matrix, tradeoff
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -31,11 +31,12 @@ def sections(output: str) -> list[list[float]]:
 
 
 def test_real_training_learns_and_the_articles_update_does_not():
-    trained, random = sections(run("article_fedavg").stdout)
+    output = run("article_fedavg").stdout
+    trained, random = sections(output)
     assert len(trained) == len(random) == 10
     assert trained[-1] > 85
     assert sum(random) / 10 < 70
-    assert re.search(r"round 10 .*\[( *-?\d\.\d\d){10}\]", run("article_fedavg").stdout)
+    assert re.search(r"round 10 .*\[( *-?\d\.\d\d){10}\]", output)
 
 
 def test_random_labels_cannot_be_learnt():
@@ -83,4 +84,10 @@ def test_the_malicious_fifth_holds_half_of_the_examples(monkeypatch):
 
 def test_a_matrix_is_drawn(tmp_path):
     path = matrix([[0.1, 0.95], [float("nan"), 1.0]], ["mean", "median"], ["none", "sign flip"], tmp_path / "m.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tradeoff_is_drawn(tmp_path):
+    values = {"Laplace": [[0.1, 0.2], [0.8, 0.9]], "Gaussian": [[0.7], [0.9]]}
+    path = tradeoff(values, [1.0, float("inf")], tmp_path / "t.png", chance=0.1, title="digits")
     assert path.read_bytes().startswith(b"\x89PNG")

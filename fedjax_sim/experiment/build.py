@@ -143,8 +143,9 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
     for name, missing in (("epsilon", privacy.epsilon is None and (bare or privacy.noise_multiplier is None)),
                           ("clip_norm", privacy.clip_norm is None and not bare)):  # fmt: skip
         if missing:
+            other = ", or privacy.noise_multiplier" if name == "epsilon" and not bare else ""
             raise InputError(
-                f"privacy.{name}: missing, and mechanism {privacy.mechanism!r} needs it; set it, to 1.0 say"
+                f"privacy.{name}: missing, and mechanism {privacy.mechanism!r} needs it; set it, to 1.0 say{other}"
             )
     options = {name: value for name, value in privacy.model_dump().items() if value is not None}
     if options.pop("adaptive", False):

@@ -32,7 +32,7 @@ class Tally(NamedTuple):
 
     def clipped(self) -> Array:
         """Share of the messages that were clipped, f32[]; 0 of none."""
-        return 1 - jnp.where(self.count > 0, self.fitting / jnp.maximum(self.count, 1), 1)
+        return (self.count - self.fitting) / jnp.maximum(self.count, 1)
 
 
 def opened(message: Message) -> Message:

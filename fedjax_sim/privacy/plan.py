@@ -322,4 +322,5 @@ def _statement(spent: Spending, mechanism: str, name: str, multiplier: float) ->
     counted = "rounds" if spent.sampled else "turns of a client"
     noisy = f"{mechanism} noise of {multiplier:.4g} clip norms, {name} sampling"
     promise = f"differential privacy of each {spent.unit}, {spent.relation}, delta {spent.delta:g}"
-    return f"{noisy}: {promise}, counted by {counted} ({spent.accountant.upper()})"
+    hint = '; sampling "poisson" needs less noise for it' if spent.sampled and name == "uniform" else ""
+    return f"{noisy}: {promise}, counted by {counted} ({spent.accountant.upper()}){hint}"
