@@ -199,6 +199,8 @@ def make_round(
         uplink = answer_bits + (dense_bits(message) if uplink is None else uplink)
         asked = jax.tree.leaves(question)
         rest = [leaf for leaf in jax.tree.leaves(broadcast) if not any(leaf is sent for sent in asked)]
+        downlink = algorithm.server.wire(broadcast)
+        downlink = dense_bits(asked) + dense_bits(rest) if downlink is None else downlink
         metrics = RoundMetrics(
             ids=jnp.where(items.present, cohort.ids, -1),
             examples=of_present(cohort.sizes),
@@ -214,7 +216,7 @@ def make_round(
             gradient_diversity=arrival.gradient_diversity,
             effective_clients=arrival.effective_clients,
             uplink_bits=of_present(_bits("message", uplink)),
-            downlink_bits=of_present(_bits("broadcast", dense_bits(asked) + dense_bits(rest))),
+            downlink_bits=of_present(_bits("broadcast", downlink)),
             extra={},
         )
         if algorithm.report is not None:
