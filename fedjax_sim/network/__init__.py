@@ -1,0 +1,41 @@
+"""Links and devices: profiles -> timing -> policy -> who arrives, and when; asynchronous schedules. NumPy."""
+
+from fedjax_sim.network.availability import Availability, always, by_round, diurnal, intervals, periodic
+from fedjax_sim.network.events import ServerStep, asynchronous
+from fedjax_sim.network.gml import from_gml
+from fedjax_sim.network.makers import constant, from_csv, from_devices, lognormal, resampled
+from fedjax_sim.network.policy import Outcome, Policy, deadline, over_select, wait_for_all
+from fedjax_sim.network.profiles import Profiles, failures, make_profiles, managed_steps
+from fedjax_sim.network.timing import Times, round_times
+from fedjax_sim.network.trace import Trace, make_trace, read_trace
+
+__all__ = [
+    "Availability",
+    "Outcome",
+    "Policy",
+    "Profiles",
+    "ServerStep",
+    "Times",
+    "Trace",
+    "always",
+    "asynchronous",
+    "by_round",
+    "constant",
+    "deadline",
+    "diurnal",
+    "failures",
+    "from_csv",
+    "from_devices",
+    "from_gml",
+    "intervals",
+    "lognormal",
+    "make_profiles",
+    "make_trace",
+    "managed_steps",
+    "over_select",
+    "periodic",
+    "read_trace",
+    "resampled",
+    "round_times",
+    "wait_for_all",
+]
