@@ -42,6 +42,7 @@ from fedjax_sim.algorithms import (
     qffl,
     rfa,
     scaffold,
+    signsgd,
     trimmed_mean,
 )
 from fedjax_sim.core.aggregate import Aggregator
@@ -117,6 +118,7 @@ __all__ = [
     "rfa",
     "scaffold",
     "select",
+    "signsgd",
     "train",
     "trimmed_mean",
     "use_cpu_devices",

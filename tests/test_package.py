@@ -113,9 +113,9 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.measure",), ("core.cohort",)),
     (("core.collect",),),
     (("core.round",),),
-    (("core.simulate",), ("core.evaluate",), ("core.host",), ("core.tune",)),
+    (("core.buffered",), ("core.simulate",), ("core.evaluate",), ("core.host",), ("core.tune",)),
     (
-        ("messages.*", "messages"),
+        ("messages.quantize", "messages.*", "messages"),
         ("personal",),
         ("optimizers",),
         (
@@ -125,6 +125,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "aggregators.coordinate",
             "aggregators.geometric",
             "aggregators.selection",
+            "aggregators.vote",
             "aggregators",
         ),
         (
@@ -160,6 +161,8 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "network.timing",
             "network.policy",
             "network.events",
+            "network.rounds",
+            "network.turns",
             "network",
         ),
         ("models.layers", "models.classifiers", "models"),
@@ -187,9 +190,13 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         (
             "experiment",
             "experiment.explain",
+            "experiment.section",
+            "experiment.communication",
             "experiment.config",
             "experiment.history",
             "experiment.federation",
+            "experiment.compress",
+            "experiment.clock",
             "experiment.build",
             "experiment.drive",
             "experiment.clients",

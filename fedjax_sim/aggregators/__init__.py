@@ -5,6 +5,7 @@ from fedjax_sim.aggregators.coordinate import coordinate_median, trimmed_mean
 from fedjax_sim.aggregators.finite import finite_only
 from fedjax_sim.aggregators.geometric import geometric_median
 from fedjax_sim.aggregators.selection import bulyan, krum, multi_krum
+from fedjax_sim.aggregators.vote import majority_vote
 
 __all__ = [
     "bulyan",
@@ -13,6 +14,7 @@ __all__ = [
     "finite_only",
     "geometric_median",
     "krum",
+    "majority_vote",
     "multi_krum",
     "norm_bounding",
     "trimmed_mean",

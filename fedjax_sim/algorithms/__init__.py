@@ -35,6 +35,7 @@ from fedjax_sim.algorithms.pfedme import pfedme
 from fedjax_sim.algorithms.qffl import qffl
 from fedjax_sim.algorithms.rfa import rfa
 from fedjax_sim.algorithms.scaffold import scaffold
+from fedjax_sim.algorithms.signsgd import signsgd
 from fedjax_sim.algorithms.trimmed_mean import trimmed_mean
 from fedjax_sim.core.algorithm import Algorithm
 
@@ -72,6 +73,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "qffl": qffl,
     "rfa": rfa,
     "scaffold": scaffold,
+    "signsgd": signsgd,
     "trimmed_mean": trimmed_mean,
 }
 
@@ -110,5 +112,6 @@ __all__ = [
     "qffl",
     "rfa",
     "scaffold",
+    "signsgd",
     "trimmed_mean",
 ]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 
+from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Array, PyTree
 
 
@@ -13,12 +14,14 @@ class Transform(NamedTuple):
 
     `init(message) -> memory`; `update(message, memory, key) -> (message, memory)`; `wire(message) -> bits`, the size of
     what is then sent, a Python int computed from shapes and dtypes alone, or None where the transform does not change
-    it.
+    it. Where the size depends on what is sent, `wire` is the largest, and `spent(memory) -> uint32[]` the bits of the
+    message that led to that memory.
     """
 
     init: Callable[[PyTree], PyTree]
     update: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
     wire: Callable[[PyTree], int | None]
+    spent: Callable[[PyTree], Array] | None = None
 
 
 def dense_bits(tree: PyTree) -> int:
@@ -32,7 +35,12 @@ def identity() -> Transform:
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Applies `transforms` in order; the size on the wire is the last one's that states any."""
+    """Applies `transforms` in order; the size on the wire is the last one's that states any.
+
+    Raises:
+      InputError: when the size is asked for, one whose size depends on what is sent stands before another that states
+        any.
+    """
 
     def init(message: PyTree) -> PyTree:
         return tuple(t.init(message) for t in transforms)
@@ -45,7 +53,15 @@ def chain(*transforms: Transform) -> Transform:
         return message, tuple(renewed)
 
     def wire(message: PyTree) -> int | None:
-        stated = [bits for t in transforms if (bits := t.wire(message)) is not None]
-        return stated[-1] if stated else None
+        stated = [(bits, t) for t in transforms if (bits := t.wire(message)) is not None]
+        if any(t.spent is not None for _, t in stated[:-1]):
+            raise InputError("chain: a message's size would no longer depend on what is sent; put that transform last")
+        return stated[-1][0] if stated else None
 
-    return Transform(init, update, wire)
+    spending = [(i, t.spent) for i, t in enumerate(transforms) if t.spent is not None]
+
+    def spent(memory: PyTree) -> Array:
+        place, bits = spending[-1]
+        return bits(memory[place])
+
+    return Transform(init, update, wire, spent if spending else None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim import _validate
 from fedjax_sim.core.algorithm import Algorithm, Survey
 from fedjax_sim.core.client import Info, LocalData, Message, planned_steps
-from fedjax_sim.core.collect import Item, Work, collect
+from fedjax_sim.core.collect import Arrival, Item, Work, collect
 from fedjax_sim.core.message import dense_bits
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundMetrics, RoundState, squared_norm, trained
 
@@ -67,7 +67,12 @@ def _message(algorithm: Algorithm, params: PyTree, server: PyTree) -> Message:
     return jax.tree.map(jnp.zeros_like, like)
 
 
-def _bits(name: str, bits: int) -> Array:
+def counted_bits(name: str, bits: int) -> Array:
+    """`bits` as uint32[].
+
+    Raises:
+      InputError: they are too many.
+    """
     if bits >= 2**32:
         raise _validate.InputError(f"{name}: {bits} bits are more than the 2^32 - 1 that the metrics count; send less")
     return jnp.uint32(bits)
@@ -104,11 +109,45 @@ def make_items(cohort: Cohort, plan: Callable[[Array], Array], key: Array, trans
       InputError: a cohort of the wrong shape.
     """
     arrays = {name: getattr(cohort, name) for name in ("ids", "starts", "sizes", "rows")}
-    _validate.cohort(arrays, cohort.examples)
-    present = (cohort.ids >= 0) & (cohort.sizes > 0)
-    steps = jnp.where(present, plan(cohort.sizes), 0)
+    most = {} if cohort.most_steps is None else {"most_steps": cohort.most_steps}
+    _validate.cohort({**arrays, **most}, cohort.examples)
+    steps = jnp.minimum(plan(cohort.sizes), most["most_steps"]) if most else plan(cohort.sizes)
+    present = (cohort.ids >= 0) & (cohort.sizes > 0) & (steps > 0)
     keys = (client_keys(k, cohort.ids) for k in (key, transform_key))
-    return Item(**arrays, steps=steps, present=present, key=next(keys), transform_key=next(keys))
+    return Item(**arrays, steps=jnp.where(present, steps, 0), present=present, key=next(keys), transform_key=next(keys))
+
+
+class Binding(NamedTuple):
+    """Checked settings of local work and hardware."""
+
+    plan: Callable[[Array], Array]  # sizes -> local steps
+    work: Callable[[PyTree, int, Array], Work]  # (examples, slots, key) -> how a cohort of so many slots is run
+
+
+def bind(
+    *,
+    batch_size: int,
+    local_epochs: int = 1,
+    local_steps: int | None = None,
+    lanes: int | None = None,
+    devices: Sequence[Any] | None = None,
+    client_losses: str = "steps",
+    local_sampling: str = "epochs",
+) -> Binding:
+    """The arguments of `make_round`, checked."""
+    _validate.local_work(batch_size, local_epochs, local_steps)
+    _validate.one_of("client_losses", client_losses, ("steps", "examples"))
+    _validate.one_of("local_sampling", local_sampling, ("epochs", "poisson"))
+    _validate.hardware(lanes, devices)
+
+    def work(examples: PyTree, slots: int, key: Array) -> Work:
+        where = list(devices) if devices is not None else jax.local_devices()[:1]
+        width = lanes or default_lanes(slots, where)
+        return Work(examples, batch_size, client_losses == "examples", width, where, wrapper(key),
+                    poisson=local_sampling == "poisson")  # fmt: skip
+
+    plan = partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps)
+    return Binding(plan, work)
 
 
 def make_round(
@@ -143,93 +182,135 @@ def make_round(
     Raises:
       InputError: a setting out of range; when traced, a cohort or loss of the wrong shape.
     """
-    _validate.local_work(batch_size, local_epochs, local_steps)
-    _validate.one_of("client_losses", client_losses, ("steps", "examples"))
-    _validate.one_of("local_sampling", local_sampling, ("epochs", "poisson"))
-    _validate.hardware(lanes, devices)
+    binding = bind(batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps, lanes=lanes,
+                   devices=devices, client_losses=client_losses, local_sampling=local_sampling)  # fmt: skip
 
     def round_fn(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
-        cohort = jax.tree.map(jnp.asarray, cohort)
-        where = list(devices) if devices is not None else jax.local_devices()[:1]
-        key = as_key(key)
+        cohort, key = jax.tree.map(jnp.asarray, cohort), as_key(key)
         stage = partial(stage_key, key, state.round)
-        items = make_items(cohort, partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs,
-                                           local_steps=local_steps), stage(TRAIN), stage(TRANSFORM))  # fmt: skip
-        width = lanes or default_lanes(cohort.ids.shape[0], where)
-        work = Work(cohort.examples, batch_size, client_losses == "examples", width, where, wrapper(key),
-                    poisson=local_sampling == "poisson")  # fmt: skip
+        items = make_items(cohort, binding.plan, stage(TRAIN), stage(TRANSFORM))
+        work = binding.work(cohort.examples, cohort.ids.shape[0], key)
         gather = partial(collect, work=work, receive_key=stage(RECEIVE), measure_key=stage(MEASURE))
 
-        memory, answer_bits, question = state.server, 0, ()
+        memory, question = state.server, ()
         if algorithm.survey is not None:
-            memory, answer_bits, question = _survey(algorithm, algorithm.survey, state, items, stage(SURVEY), gather)
+            memory, question = _survey(algorithm, algorithm.survey, state, items, stage(SURVEY), gather)
         broadcast = algorithm.server.broadcast(state.params, memory)
         message = _message(algorithm, state.params, memory)
-
-        def train(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[PyTree, PyTree, Info]]:
-            broadcast, clients, messages = shared
-            own, kept = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), (clients, messages))
-            sent, own, info = algorithm.client.run(broadcast, own, data, data.key)
-            sent, kept = algorithm.transform.update(sent, kept, work.wrap(item.transform_key))
-            return sent, (own, kept, info)
-
         shared = (broadcast, state.clients, state.messages)
+        train = trainer(algorithm, work)
         aggregate, arrival, (clients, messages, info) = gather(train, algorithm.aggregator, message, shared, items)
 
-        release = state.release
-        if algorithm.release is not None:
-            aggregate, release = algorithm.release.update(aggregate, release, stage(RELEASE))
-        params, server = algorithm.server.update(state.params, memory, aggregate)
-        if algorithm.release is None:  # else what is released must not tell whether anybody came
-            somebody, before = arrival.effective_clients > 0, (state.params, state.server)
-            params, server = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), (params, server), before)
-
-        slots = jnp.where(items.present, cohort.rows, jnp.iinfo(jnp.int32).max)  # absent clients keep their memory
-
-        def renew(old: PyTree, new: PyTree) -> PyTree:
-            return jax.tree.map(lambda o, n: o.at[slots].set(n, mode="drop"), old, new)
-
-        clients, messages = renew(state.clients, clients), renew(state.messages, messages)
-        new_state = RoundState(state.round + 1, params, server, clients, messages, release)
-
-        def of_present(values: Array) -> Array:
-            return jnp.where(items.present, values, jnp.zeros((), values.dtype))
-
-        uplink = algorithm.transform.wire(message)
-        uplink = answer_bits + (dense_bits(message) if uplink is None else uplink)
-        asked = jax.tree.leaves(question)
-        rest = [leaf for leaf in jax.tree.leaves(broadcast) if not any(leaf is sent for sent in asked)]
-        downlink = algorithm.server.wire(broadcast)
-        downlink = dense_bits(asked) + dense_bits(rest) if downlink is None else downlink
-        metrics = RoundMetrics(
-            ids=jnp.where(items.present, cohort.ids, -1),
-            examples=of_present(cohort.sizes),
-            steps=items.steps,
-            loss_before=of_present(info.loss_before),
-            loss_after=of_present(info.loss_after),
-            drift=of_present(info.drift),
-            update_norm=arrival.norm,
-            cosine=arrival.cosine,
-            weight=arrival.weight,
-            rejected=arrival.rejected,
-            aggregate_norm=jnp.sqrt(squared_norm(trained(aggregate.update))),
-            gradient_diversity=arrival.gradient_diversity,
-            effective_clients=arrival.effective_clients,
-            uplink_bits=of_present(_bits("message", uplink)),
-            downlink_bits=of_present(_bits("broadcast", downlink)),
-            extra={},
-        )
-        if algorithm.report is not None:
-            metrics = metrics._replace(extra=algorithm.report(new_state, metrics))
+        params, server, release, aggregate = conclude(algorithm, state, memory, aggregate, arrival, stage(RELEASE))
+        kept = renew((state.clients, state.messages), (clients, messages), items)
+        new_state = RoundState(state.round + 1, params, server, *kept, release)
+        downlink, uplink = exchanged_bits(algorithm, broadcast, message, question)
+        spent = algorithm.transform.spent
+        each = counted_bits("message", uplink)
+        bits = each if spent is None else jax.vmap(spent)(messages)
+        metrics = measured(algorithm, new_state, items, info, aggregate, arrival, (downlink, bits))
         return new_state, metrics
 
     return round_fn
 
 
+def trainer(algorithm: Algorithm, work: Work) -> Callable[..., tuple[Message, tuple[PyTree, PyTree, Info]]]:
+    """`train((broadcast, clients, messages), data, item)`: one client's transformed message, and what it remembers."""
+
+    def train(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[PyTree, PyTree, Info]]:
+        broadcast, clients, messages = shared
+        own, kept = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), (clients, messages))
+        sent, own, info = algorithm.client.run(broadcast, own, data, data.key)
+        sent, kept = algorithm.transform.update(sent, kept, work.wrap(item.transform_key))
+        return sent, (own, kept, info)
+
+    return train
+
+
+def renew(old: PyTree, new: PyTree, items: Item) -> PyTree:
+    """Per-client memory with the cohort's rows replaced; who is absent keeps the old one."""
+    slots = jnp.where(items.present, items.rows, jnp.iinfo(jnp.int32).max)
+    return jax.tree.map(lambda o, n: o.at[slots].set(n, mode="drop"), old, new)
+
+
+def conclude(
+    algorithm: Algorithm, state: RoundState, memory: PyTree, aggregate: Message, arrival: Arrival, key: Array
+) -> tuple[PyTree, PyTree, PyTree, Message]:
+    """The server takes the aggregate: new parameters, server memory, memory of the release, and what it took."""
+    release = state.release
+    if algorithm.release is not None:
+        aggregate, release = algorithm.release.update(aggregate, release, key)
+    params, server = algorithm.server.update(state.params, memory, aggregate)
+    if algorithm.release is None:  # else what is released must not tell whether anybody came
+        somebody, before = arrival.effective_clients > 0, (state.params, state.server)
+        params, server = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), (params, server), before)
+    return params, server, release, aggregate
+
+
+def measured(
+    algorithm: Algorithm, state: RoundState, items: Item, info: Info, aggregate: Message, arrival: Arrival,
+    bits: tuple[int, Array],
+) -> RoundMetrics:  # fmt: skip
+    """The metrics of a round that led to `state`; `bits` of a broadcast and of the messages."""
+
+    def of_present(values: Array) -> Array:
+        return jnp.where(items.present, values, jnp.zeros((), values.dtype))
+
+    metrics = RoundMetrics(
+        ids=jnp.where(items.present, items.ids, -1),
+        examples=of_present(items.sizes),
+        steps=of_present(items.steps),
+        loss_before=of_present(info.loss_before),
+        loss_after=of_present(info.loss_after),
+        drift=of_present(info.drift),
+        update_norm=arrival.norm,
+        cosine=arrival.cosine,
+        weight=arrival.weight,
+        rejected=arrival.rejected,
+        aggregate_norm=jnp.sqrt(squared_norm(trained(aggregate.update))),
+        gradient_diversity=arrival.gradient_diversity,
+        effective_clients=arrival.effective_clients,
+        uplink_bits=of_present(bits[1]),
+        downlink_bits=of_present(counted_bits("broadcast", bits[0])),
+        extra={},
+    )
+    return metrics if algorithm.report is None else metrics._replace(extra=algorithm.report(state, metrics))
+
+
+def wire_bits(algorithm: Algorithm, params: PyTree, num_clients: int) -> tuple[int, int]:
+    """Bits that a client receives and, at most, sends in a round, downlink first; nothing is computed."""
+
+    found = []
+
+    def trace(params: PyTree) -> tuple[()]:
+        memory, question = algorithm.server.init(params, num_clients), ()
+        if algorithm.survey is not None:
+            question = algorithm.server.broadcast(params, memory)
+            memory = algorithm.survey.tell(memory, algorithm.survey.like(question))
+        broadcast = algorithm.server.broadcast(params, memory)
+        found.append(exchanged_bits(algorithm, broadcast, algorithm.client.like(broadcast), question))
+        return ()
+
+    jax.eval_shape(trace, params)
+    return found[0]
+
+
+def exchanged_bits(algorithm: Algorithm, broadcast: PyTree, message: PyTree, question: PyTree = ()) -> tuple[int, int]:
+    """Bits of what a client receives, and of what it sends at most; what came with the question is not sent again."""
+    asked = jax.tree.leaves(question)
+    rest = [leaf for leaf in jax.tree.leaves(broadcast) if not any(leaf is sent for sent in asked)]
+    down, up = algorithm.server.wire(broadcast), algorithm.transform.wire(message)
+    answer = 0 if algorithm.survey is None else dense_bits(algorithm.survey.like(question))
+    return (
+        dense_bits(asked) + dense_bits(rest) if down is None else down,
+        answer + (dense_bits(message) if up is None else up),
+    )
+
+
 def _survey(
     algorithm: Algorithm, survey: Survey, state: RoundState, items: Item, key: Array, gather: Callable[..., Any]
-) -> tuple[PyTree, int, PyTree]:
-    """The server's memory after asking the cohort, the bits of an answer, and the question."""
+) -> tuple[PyTree, PyTree]:
+    """The server's memory after asking the cohort, and the question."""
     question = algorithm.server.broadcast(state.params, state.server)
     like = jax.tree.map(jnp.zeros_like, survey.like(question))
 
@@ -237,4 +318,4 @@ def _survey(
         return survey.ask(shared, data, data.key), ()
 
     told, _, _ = gather(answer, survey.aggregator, like, question, items._replace(key=client_keys(key, items.ids)))
-    return survey.tell(state.server, told), dense_bits(like), question
+    return survey.tell(state.server, told), question

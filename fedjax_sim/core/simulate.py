@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from jax import lax
 from fedjax_sim import _validate
 from fedjax_sim.core.cohort import clients_in, select
 from fedjax_sim.core.permute import permuted
-from fedjax_sim.core.round import SAMPLE, RoundFn, stage_key
-from fedjax_sim.core.types import Array, Cohort, Population, Procedural, RoundMetrics, RoundState
+from fedjax_sim.core.round import SAMPLE, stage_key
+from fedjax_sim.core.types import Array, Cohort, Population, Procedural, RoundMetrics
 
 Source = Population | Procedural | Cohort
+_Tables = tuple[Any, Any, Any]  # cohorts, most steps, turns: arrays [R, ...], or None
 
 
 def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
@@ -30,66 +32,71 @@ def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
 
 
 def make_simulation(
-    round_fn: RoundFn, *, cohort_size: int | None = None, max_rounds: int
-) -> Callable[..., tuple[RoundState, RoundMetrics]]:
+    round_fn: Callable[..., tuple[Any, RoundMetrics]], *, cohort_size: int | None = None, max_rounds: int
+) -> Callable[..., tuple[Any, RoundMetrics]]:
     """A run of up to `max_rounds` rounds as one jitted program: nothing returns to the host between them.
 
     Args:
-      round_fn: from `make_round`.
+      round_fn: from `make_round`, or `make_buffered_round`.
       cohort_size: `C`, clients drawn for a round on the device, uniformly without replacement, from `key` and the
         round's number, so that a run may be cut into calls anywhere. None where `simulate` is given the cohorts.
       max_rounds: rounds of a call at most.
 
     Returns:
-      `simulate(state, population, key, rounds, cohorts=None, first=0) -> (state, metrics)`: `rounds <= max_rounds` more
-      rounds; `metrics` have a leading axis of `max_rounds`, of which the first `rounds` are valid. `cohorts` int32[R,
-      C] are the clients of rounds, -1 for an empty slot, of which row `first` is taken first. In place of the
-      population a `Cohort` may be given whose four index arrays are [R, C]: R cohorts in one slice of examples. The
-      state is donated.
+      `simulate(state, population, key, rounds, cohorts=None, first=0, most_steps=None, turns=None) -> (state,
+      metrics)`: `rounds <= max_rounds` more rounds; `metrics` have a leading axis of `max_rounds`, of which the first
+      `rounds` are valid. `cohorts` int32[R, C] are the clients of rounds, -1 for an empty slot, of which row `first` is
+      taken first, and `most_steps` int32[R, C] what each does at most. In place of the population a `Cohort` may be
+      given whose index arrays are [R, C]: R cohorts in one slice of examples. A round from `make_buffered_round` takes
+      `turns`, too, arrays [R, ...]. The state is donated.
     """
     _validate.whole("max_rounds", max_rounds)
     if cohort_size is not None:
         _validate.whole("cohort_size", cohort_size)
 
     @jax.jit  # so that asking for its shapes and looping over it trace it once
-    def one_round(
-        state: RoundState, population: Source, key: Array, cohorts: Array | None, row: Array
-    ) -> tuple[RoundState, RoundMetrics]:
+    def one_round(state: Any, population: Source, key: Array, tables: _Tables, row: Array) -> tuple[Any, RoundMetrics]:
+        cohorts, most_steps, turn = jax.tree.map(lambda table: table[row], tables)
         if isinstance(population, Cohort):
-            ids, starts, sizes, rows = (array[row] for array in population[:4])
-            return round_fn(state, Cohort(ids, starts, sizes, rows, population.examples), key)
-        if cohorts is not None:
-            return round_fn(state, select(population, cohorts[row]), key)
-        ids = sample_uniform(stage_key(key, state.round, SAMPLE), clients_in(population), cohort_size or 0)
-        return round_fn(state, select(population, ids), key)
+            *indices, examples, most = population
+            ids, starts, sizes, rows = (array[row] for array in indices)
+            cohort = Cohort(ids, starts, sizes, rows, examples, None if most is None else most[row])
+        elif cohorts is not None:
+            cohort = select(population, cohorts)._replace(most_steps=most_steps)
+        else:
+            drawing = stage_key(key, state.round, SAMPLE)
+            cohort = select(population, sample_uniform(drawing, clients_in(population), cohort_size or 0))
+        return round_fn(state, cohort, key) if turn is None else round_fn(state, cohort, turn, key)
 
     @partial(jax.jit, donate_argnums=0)
     def program(
-        state: RoundState,
+        state: Any,
         population: Source,
         key: Array,
         rounds: Array | int,
-        cohorts: Array | None,
+        tables: _Tables,
         first: Array | int,
-    ) -> tuple[RoundState, RoundMetrics]:
-        shapes = jax.eval_shape(one_round, state, population, key, cohorts, jnp.int32(0))[1]
+    ) -> tuple[Any, RoundMetrics]:
+        shapes = jax.eval_shape(one_round, state, population, key, tables, jnp.int32(0))[1]
         history = jax.tree.map(lambda s: jnp.zeros((max_rounds, *s.shape), s.dtype), shapes)
 
-        def body(i: Array, carry: tuple[RoundState, RoundMetrics]) -> tuple[RoundState, RoundMetrics]:
+        def body(i: Array, carry: tuple[Any, RoundMetrics]) -> tuple[Any, RoundMetrics]:
             state, history = carry
-            state, metrics = one_round(state, population, key, cohorts, i + first)
+            state, metrics = one_round(state, population, key, tables, i + first)
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
         return lax.fori_loop(0, rounds, body, (state, history))
 
     def simulate(
-        state: RoundState,
+        state: Any,
         population: Source,
         key: Array,
         rounds: Array | int,
         cohorts: Array | None = None,
         first: Array | int = 0,
-    ) -> tuple[RoundState, RoundMetrics]:
+        most_steps: Array | None = None,
+        turns: Any = None,
+    ) -> tuple[Any, RoundMetrics]:
         if isinstance(rounds, int) and not 0 <= rounds <= max_rounds:
             raise _validate.InputError(f"rounds: {rounds} is not in 0 to max_rounds, {max_rounds}; do fewer at once")
         table = population.ids if isinstance(population, Cohort) else cohorts
@@ -104,6 +111,6 @@ def make_simulation(
                 raise _validate.InputError(
                     f"cohorts: shape {shape} for rows {first} to {last}; give client ids int32[R, C], one row a round"
                 )
-        return program(state, population, key, rounds, cohorts, first)
+        return program(state, population, key, rounds, (cohorts, most_steps, turns), first)
 
     return simulate

@@ -62,6 +62,7 @@ class Cohort(NamedTuple):
     sizes: Array  # int32[C], number of examples
     rows: Array  # int32[C], the client's row in the state's per-client memory
     examples: PyTree  # arrays [total, ...]
+    most_steps: Any = None  # int32[C], what a client does at most of its planned local steps; 0: it takes no part
 
 
 class RoundState(NamedTuple):

@@ -14,9 +14,12 @@ from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import init
 from fedjax_sim.data import FederatedData, Phase
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.experiment.config import Config, Privacy, Section
+from fedjax_sim.experiment.clock import Simulation, make_simulation
+from fedjax_sim.experiment.compress import compressed, with_downlink
+from fedjax_sim.experiment.config import Config, Privacy
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.federation import make_federation
+from fedjax_sim.experiment.section import Section
 from fedjax_sim.models import MODELS, Model, build_model
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
 
@@ -35,6 +38,7 @@ class Experiment(NamedTuple):
     model: Model
     algorithm: Algorithm
     private: Private | None
+    simulation: Simulation | None  # on a clock
 
     @property
     def data(self) -> FederatedData:
@@ -54,11 +58,21 @@ def build(config: Config) -> Experiment:
     data = phases[0].data
     factory, options = _recipe(config)
     algorithm = _made(factory, model, options)
+    of_examples = config.privacy.mechanism == DP_SGD  # which makes the algorithm anew
+    algorithm = algorithm if of_examples else compressed(config.compression, algorithm)
     private = _private(config, model, data, algorithm, factory, options)
     if private is not None:
         algorithm, sampler = private.algorithm, private.sampler
+    algorithm = compressed(config.compression, algorithm) if of_examples else algorithm
+    algorithm = with_downlink(config.compression, algorithm, config.training.seed)
     algorithm = _with_attack(config, algorithm, data.num_clients)
-    return Experiment(config, phases, sampler, model, algorithm, private)
+    try:
+        jax.eval_shape(lambda p: init(algorithm, p, data.num_clients, memory_rows=1), model.params)
+    except InputError as error:  # what compression refuses
+        raise InputError(f"algorithm.name{str(error).removeprefix('algorithm')}") from None
+    changes = tuple(phase.start for phase in phases[1:])
+    config, simulation = make_simulation(config, data, algorithm, model.params, sampler, changes)
+    return Experiment(config, phases, sampler, model, algorithm, private, simulation)
 
 
 def _model(config: Config, data: FederatedData) -> Model:
@@ -176,6 +190,23 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
 def _refuse_what_undoes_it(config: Config) -> None:
     """Settings outside [privacy] under which a guarantee would not hold."""
     mechanism, attack, drift = config.privacy.mechanism, config.attack.name, config.heterogeneity.drift
+    network, sampling = config.network, config.training.sampling
+    if network.policy in ("over_select", "asynchronous") or network.late == "stale":
+        name, value = ("late", "stale") if network.late == "stale" else ("policy", network.policy)
+        raise InputError(
+            f"network.{name}: under {value!r} one client's presence decides which others count, and that is not "
+            'accounted for; take policy wait or deadline, late messages dropped, or privacy.guarantee "none"'
+        )
+    if network.availability != "always" and sampling in ("uniform", "by_size"):
+        raise InputError(
+            f"network.availability: {sampling!r} cohorts of those who can be reached hold each of them more often than "
+            "the accountant counts; take sampling poisson, round_robin or all"
+        )
+    fixed = network.profiles == "none" or (network.policy == "wait" and network.availability == "always")
+    if mechanism == "discrete_gaussian" and not (fixed and not network.dropout and network.profiles != "csv"):
+        raise InputError(
+            "network.profiles: discrete noise counts on its clients, who might not arrive here; take another"
+        )
     if attack in ("alie", "ipm") and mechanism != DP_SGD and not mechanism.startswith("local_"):
         raise InputError(
             f"attack.name: {attack} makes messages out of honest ones before noise hides them; take another attack, "

@@ -9,22 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.communication import Compression, Network
 from fedjax_sim.experiment.explain import explain, settings
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Dial = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A frozen table of settings; unknown keys, wrong types, NaN and infinities are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from fedjax_sim.experiment.section import Count, Dial, Fraction, NotNegative, Positive, Section
 
 
 class Data(Section):
@@ -171,6 +161,10 @@ class Training(Section):
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None, description="local steps of every client, instead of epochs"
     )
+    adapt_steps: Literal["none", "adacomm"] = Field(
+        default="none", description="adacomm lowers the local steps as the loss falls, so that rounds come more often"
+    )
+    adapt_every: int = Field(default=10, ge=1, le=100_000, description="rounds between two changes of the local steps")
     evaluate_every: int = Field(default=5, ge=1, le=100_000, description="rounds between evaluations on the test set")
     evaluate_clients: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=1000,
@@ -241,6 +235,8 @@ class Config(Section):
     attack: Attack = Attack()
     training: Training = Training()
     privacy: Privacy = Privacy()
+    compression: Compression = Compression()
+    network: Network = Network()
     execution: Execution = Execution()
     output: Output = Output()
 
@@ -252,6 +248,8 @@ class Config(Section):
                 f"training.clients_per_round: {training.clients_per_round} is more than the {data.clients} of "
                 "data.clients; lower the one or raise the other"
             )
+        for section in (self.compression, self.network):
+            section.fits_together()
         given = [name for name in Privacy.model_fields if name not in ("mechanism", "guarantee")]
         given = [name for name in given if getattr(privacy, name) is not None]
         if privacy.mechanism == "none" and given:
@@ -259,6 +257,8 @@ class Config(Section):
                 f"privacy.{given[0]}: {getattr(privacy, given[0])} has no effect with mechanism 'none'; leave it out, "
                 "or set privacy.mechanism"
             )
+        if training.adapt_steps != "none" and privacy.mechanism != "none":
+            raise InputError("training.adapt_steps: it follows losses that no noise hides; leave it out")
         hetero = self.heterogeneity
         if (hetero.drift == "none") != (hetero.drift_round is None):
             raise InputError(

@@ -25,8 +25,9 @@ from fedjax_sim.data import (
     open_store,
 )
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.experiment.config import Config, Data, Section
+from fedjax_sim.experiment.config import Config, Data
 from fedjax_sim.experiment.explain import look_up
+from fedjax_sim.experiment.section import Section
 
 STORE, COLUMN = "store", "column"
 DEFAULT_PARTITION, DEFAULT_CLIENTS, DEFAULT_COHORT = "dirichlet", 20, 10

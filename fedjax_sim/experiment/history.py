@@ -6,7 +6,11 @@ what is not finite and were left out, of these means too; `aggregate_norm`, `gra
 `uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy`, `test_loss` and
 `test_class_accuracy` (a list), None where the model was not evaluated; whatever else the algorithm reports, `clipped`,
 `clip_norm`, `signal_norm` and `noise_norm` of private ones; with noise, `epsilon` spent until then and whether there is
-a `guarantee`; and where wanted `per_client`, lists with one entry per client. A number that is not finite becomes None.
+a `guarantee`; with a simulated clock, `asked` clients, of which messages were `late` or never came (`dropped`),
+`staleness` (mean over messages, in rounds) and `stalest`, `round_seconds`, `waited_seconds` until anybody could be
+reached, `simulated_seconds` since the start, and the `slowest` client, whose message came last; `most_steps` where
+local steps are adapted; and where wanted `per_client`, lists with one entry per client. A number that is not finite
+becomes None.
 """
 
 import json
@@ -20,6 +24,7 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import RoundMetrics
+from fedjax_sim.network import ServerStep
 
 Row = dict[str, Any]
 
@@ -70,6 +75,30 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
     if per_client:
         row["per_client"] = {name: _listed(getattr(metrics, name)[present]) for name in _PER_CLIENT}
     return row
+
+
+def with_clock(row: Row, step: ServerStep, before: float, downlink_bits: int) -> Row:
+    """`row` with what the clock says: whoever was asked received a broadcast of so many bits."""
+    stale = step.staleness
+    clocked = {
+        **row,
+        "downlink_bits": downlink_bits * len(step.asked),
+        "asked": len(step.asked),
+        "late": len(step.late),
+        "dropped": len(step.dropped),
+        "staleness": _finite(stale.mean()) if len(stale) else None,
+        "stalest": int(stale.max()) if len(stale) else None,
+        "round_seconds": _finite(step.seconds - before),
+        "waited_seconds": _finite(step.waited_seconds),
+        "simulated_seconds": _finite(step.seconds),
+        "slowest": int(step.arrived[-1]) if len(step.arrived) else None,
+    }
+    if "per_client" in row:
+        stalenesses = dict(zip(step.arrived.tolist(), stale.tolist(), strict=True))
+        lists = {name: getattr(step, name).tolist() for name in ("asked", "late", "dropped")}
+        of_each = [stalenesses[client] for client in row["per_client"]["ids"]]
+        clocked["per_client"] = {**row["per_client"], "staleness": of_each, **lists}
+    return clocked
 
 
 def with_test(row: Row, test: dict[str, Any]) -> Row:

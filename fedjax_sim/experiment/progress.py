@@ -51,7 +51,7 @@ def terminal(console: Console, rounds: int) -> Reporter:
         if not seen:
             bar.start_task(task)
         seen.extend(rows)
-        rate = f"{_rate(seen)}{_privacy(rows[-1])}"
+        rate = f"{_rate(seen)}{_clock(seen)}{_privacy(rows[-1])}"
         bar.update(task, advance=len(rows), rate=rate, accuracy=_accuracy(seen))
 
     return Reporter(built, advanced, bar.stop)
@@ -75,7 +75,7 @@ def plain(console: Console, rounds: int) -> Reporter:
             left = "" if first or last else f", {_left(seen, rounds):.0f} s left"
             loss = rows[-1]["loss_before"]
             losses = "" if loss is None else f", loss {loss:.3f}"
-            rates = f"{_rate(seen)}{left}{_privacy(rows[-1])}"
+            rates = f"{_rate(seen)}{left}{_clock(seen)}{_privacy(rows[-1])}"
             _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {rates}")
 
     return Reporter(built, advanced, lambda: None)
@@ -113,11 +113,12 @@ def describe(experiment: Experiment) -> str:
     config, data = experiment.config, experiment.data
     sizes = data.sizes
     private = f"; {experiment.private.statement}" if experiment.private else ""
+    clock = f"; {experiment.simulation.statement}" if experiment.simulation else ""
     return (
         f"{data.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
         f"{sizes.max()} each, {config.data.partition}); {config.algorithm.name}, {config.model.name}, "
         f"{config.training.clients_per_round} clients a round{' on average' * (config.training.sampling == 'poisson')}"
-        f"{private}"
+        f"{private}{clock}"
     )
 
 
@@ -144,6 +145,10 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
         lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
+    if summary.simulated_seconds is not None:
+        slowest = summary.slowest
+        last = f"; client {slowest.client} came last in {slowest.rounds} of {summary.rounds} rounds" if slowest else ""
+        lines.append(f"That took {_duration(summary.simulated_seconds)} on the clients' links and devices{last}.")
     if summary.privacy is not None:
         spent = "" if summary.epsilon is None else f"Epsilon {summary.epsilon:.3g} spent. "
         lines.append(f"{spent}{summary.privacy[0].upper()}{summary.privacy[1:]}.")
@@ -162,6 +167,22 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
 def _sent(summary: Summary) -> str:
     up, down = (bits / 8e6 for bits in (summary.uplink_bits, summary.downlink_bits))
     return f"{up:,.1f} MB sent by clients, {down:,.1f} MB by the server"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _clock(rows: list[Row]) -> str:
+    """The simulated time, and whether these rounds had to wait for anybody to be reached."""
+    if "simulated_seconds" not in rows[-1]:
+        return ""
+    waited = sum(row["waited_seconds"] for row in rows)
+    nobody = f", {_duration(waited)} of it with nobody to reach" if waited else ""
+    return f", clock {_duration(rows[-1]['simulated_seconds'])}{nobody}"
 
 
 def _print(console: Console, text: str) -> None:

@@ -5,6 +5,7 @@ import os
 import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.metadata import version
@@ -16,18 +17,18 @@ import numpy as np
 
 import fedjax_sim
 from fedjax_sim._validate import InputError
+from fedjax_sim.core.buffered import BufferedState
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import HostMemory
-from fedjax_sim.core.round import init
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.data import draw_rounds
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.clients import ClientSummary, evaluate_clients
+from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.config import Config, Output, to_toml
 from fedjax_sim.experiment.drive import Driver, keeps_on_disk
-from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_test
+from fedjax_sim.experiment.history import Row, append, first_not_finite, row_of, speed, with_clock, with_test
 from fedjax_sim.privacy import Ledger
 
 TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
@@ -39,6 +40,13 @@ class Divergence(NamedTuple):
 
     round: int
     metric: str
+
+
+class Slowest(NamedTuple):
+    """The client whose message came last in most rounds."""
+
+    client: int
+    rounds: int
 
 
 class Reporter(NamedTuple):
@@ -66,6 +74,8 @@ class Summary(NamedTuple):
     rounds_per_second: float | None  # after the first round
     uplink_bits: int  # of all clients and rounds
     downlink_bits: int
+    simulated_seconds: float | None  # on the clients' links and devices, where there is a clock
+    slowest: Slowest | None  # whose message came last in most rounds, where there is a clock
     divergence: Divergence | None
     own_tests: ClientSummary | None  # on the clients' own test rows, if they have any
     epsilon: float | None  # spent, of a private run with a guarantee
@@ -121,7 +131,8 @@ def run(
     promise = None if experiment.private is None else experiment.private.statement
     seconds = time.perf_counter() - start
     summary = _summary(status, folder, rows, seconds, divergence, own_tests, promise, environment)
-    nested = {"divergence": divergence and divergence._asdict(), "own_tests": own_tests and own_tests._asdict()}
+    nested = {name: value and value._asdict() for name in ("divergence", "own_tests", "slowest")
+              for value in [getattr(summary, name)]}  # fmt: skip
     write_json(folder / "summary.json", {**summary._asdict(), **nested})
     if draw is not None and rows:
         draw(rows, folder / "curves.png")
@@ -152,32 +163,33 @@ def _rounds(
 ) -> Iterator[tuple[list[Row], Divergence | None]]:
     """Rows as they come, and at the end the divergence if there is one; the final state is left in `last`."""
     config, training = experiment.config, experiment.config.training
+    simulation = experiment.simulation
+    slots = experiment.sampler.slots if simulation is None else simulation.places or simulation.slots
     block = min(training.evaluate_every, training.rounds)
     name = signature(
         experiment.model.params,
         devices,
         algorithm=config.algorithm.name,
         batch_size=training.batch_size,
-        cohort_size=experiment.sampler.slots,
+        cohort_size=slots,
     )
     asked = config.execution.lanes
-    lanes = recall(name) if asked == "auto" else min(asked, experiment.sampler.slots)
-    undecided = lanes is None
+    lanes = recall(name) if asked == "auto" else min(asked, slots)
+    undecided = lanes is None and (simulation is None or simulation.turns is None)
     driver = Driver(experiment, devices, lanes=lanes, block=block, memory=memory)
     evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
-    rows = None if memory is None else experiment.sampler.slots
-    state = init(experiment.algorithm, experiment.model.params, experiment.data.num_clients, memory_rows=rows)
-    state = replicate(state, devices)
-
-    private, seed = experiment.private, training.seed
+    state, private, first_row = driver.start_state(), experiment.private, None
+    first_steps = int(planned(config, experiment.data).max())
     ledger = None if private is None else Ledger(private, experiment.data.num_clients)
     done, call, seconds = 0, 1, 0.0  # one round first, for the user to see that it goes
     while done < training.rounds:
         rounds = min(call, training.rounds - done, block - done % block, driver.rounds_left_in_phase(done))
+        if training.adapt_steps != "none":
+            rounds = min(rounds, training.adapt_every - done % training.adapt_every)
         over, cohorts = False, []  # whether the budget allows no round after these
         if ledger is not None:
             ahead = min(rounds + 1, training.rounds - done)
-            cohorts = list(draw_rounds(experiment.sampler, seed, done, ahead))
+            cohorts = driver.asked(done, ahead)
             left = ledger.affordable(cohorts)
             over, rounds = left < ahead, min(rounds, left)
             if rounds == 0:
@@ -188,10 +200,16 @@ def _rounds(
             seconds = (time.perf_counter() - began) / rounds
             call = max(1, int(CALL_SECONDS / seconds))
         elapsed, rows = time.perf_counter() - start, []
+        steps = [] if driver.clock is None else driver.clock.ahead(done, rounds)
         for i in range(rounds):
             of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
             per_client = config.output.per_client
             rows.append(row_of(of_round, done + i + 1, per_client=per_client, elapsed_seconds=elapsed))
+            if simulation is not None and driver.clock is not None:
+                before = steps[i - 1].seconds if i else driver.clock.seconds
+                rows[-1] = with_clock(rows[-1], steps[i], before, simulation.bits[0])
+            if driver.most is not None:
+                rows[-1]["most_steps"] = driver.most
             if ledger is not None:
                 epsilon = ledger.spend(cohorts[i])
                 rows[-1] |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
@@ -202,26 +220,36 @@ def _rounds(
         divergence = None
         test = driver.test(done - 1) if done % block == 0 or done == training.rounds or over else None
         if test is not None:
-            params = jax.device_put(state.params, devices[0])
+            params = jax.device_put(federation(state).params, devices[0])
             values = jax.tree.map(np.asarray, evaluate(params, test))
             values.pop("class_loss", None)
             rows[-1] = with_test(rows[-1], values)
             if not np.isfinite(values["loss"]):
                 divergence = Divergence(done, "test_loss")
+        first_row = first_row or rows[0]
         yield rows, divergence
         if divergence:
             return
+        if training.adapt_steps != "none" and done % training.adapt_every == 0:
+            first, now = first_row["loss_before"], rows[-1]["loss_before"]
+            if first is not None and now is not None:
+                driver.most = adacomm(first_steps, driver.most or first_steps, first, now)
         if (
             undecided and memory is None and seconds * (training.rounds - done) > TRIAL_PAYS_SECONDS
         ):  # what is done is written by now
             undecided = False
             cohort, key = driver.sample_cohort(done - 1)
-            widths = candidates(experiment.sampler.slots, devices)
-            tried = tune_lanes(lambda n: driver.round_fn(n), state, cohort, key, widths)
+            widths = candidates(slots, devices)
+            tried = tune_lanes(driver.round_fn, state, cohort, key, widths)
             lanes = min(tried, key=lambda n: tried[n])
             remember(name, lanes)
             driver.use_lanes(lanes)
-    last.append(state)
+    last.append(federation(state))
+
+
+def federation(state: Any) -> RoundState:
+    """What a round leaves, without the messages that are on their way."""
+    return state.federation if isinstance(state, BufferedState) else state
 
 
 def _devices(config: Config) -> list[Any]:
@@ -310,12 +338,19 @@ def _summary(
         rounds_per_second=(rate := speed(rows)) and round(rate, 3),
         uplink_bits=sum(row["uplink_bits"] for row in rows),
         downlink_bits=sum(row["downlink_bits"] for row in rows),
+        simulated_seconds=rows[-1].get("simulated_seconds") if rows else None,
+        slowest=_slowest(rows),
         divergence=divergence,
         own_tests=own_tests,
         epsilon=rows[-1].get("epsilon") if rows else 0.0 if status == "spent" else None,
         privacy=promise,
         environment=environment,
     )
+
+
+def _slowest(rows: list[Row]) -> Slowest | None:
+    last = Counter(row["slowest"] for row in rows if row.get("slowest") is not None and row["clients"] > 1)
+    return Slowest(*last.most_common(1)[0]) if last else None
 
 
 def write_json(path: Path, value: Any) -> None:

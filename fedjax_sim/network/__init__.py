@@ -6,6 +6,7 @@ from fedjax_sim.network.gml import from_gml
 from fedjax_sim.network.makers import constant, from_csv, from_devices, lognormal, resampled
 from fedjax_sim.network.policy import Outcome, Policy, deadline, over_select, wait_for_all
 from fedjax_sim.network.profiles import Profiles, failures, make_profiles, managed_steps
+from fedjax_sim.network.rounds import synchronous
 from fedjax_sim.network.timing import Times, round_times
 from fedjax_sim.network.trace import Trace, make_trace, read_trace
 
@@ -37,5 +38,6 @@ __all__ = [
     "read_trace",
     "resampled",
     "round_times",
+    "synchronous",
     "wait_for_all",
 ]

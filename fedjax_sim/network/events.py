@@ -11,7 +11,7 @@ A schedule is a pure function of its arguments: the next steps of an interrupted
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.network.availability import Availability
 from fedjax_sim.network.draws import DROPOUT, SPARE, Draw, candidates, uniform_of
-from fedjax_sim.network.profiles import Profiles, check
+from fedjax_sim.network.profiles import Profiles, check, planned_steps
 from fedjax_sim.network.timing import round_times
 
 _LOOKS = (16, 64, 256, 1024)  # candidates for one place, looked at together, before all the idle ones are
@@ -29,7 +29,7 @@ _FAILURES = 10_000  # for each client at work and each message waited for, befor
 
 
 class ServerStep(NamedTuple):
-    """The server's step from `version - 1` to `version`.
+    """The server's step from `version - 1` to `version`, asynchronous or the end of a synchronous round.
 
     All of `begun` received the parameters of `version - 1`: train them as one block, keep each message under its ticket
     and then aggregate those of `tickets`. Who will fail is not among the begun, for nobody needs that message.
@@ -44,6 +44,9 @@ class ServerStep(NamedTuple):
     begun_tickets: np.ndarray  # int64[k]
     dropped: np.ndarray  # clients that failed since the step before, int32[d]
     waited_seconds: float  # since the step before, in which nobody was at work for nobody was available
+    begun_steps: np.ndarray  # local steps of those that began, int64[k]
+    asked: np.ndarray  # clients that were asked since the step before, those that fail too, int32[a]
+    late: np.ndarray  # clients whose message came too late for this round, int32[l]; none when asynchronous
 
 
 def asynchronous(
@@ -62,7 +65,8 @@ def asynchronous(
 
     A place becomes free when a client's message arrives or the client fails, and goes to the next candidate who is
     idle and available at that moment. When all are at work or away the place stays empty until somebody can be
-    reached; when nobody is at work either, time advances to that moment, and `waited_seconds` says by how much.
+    reached; when nobody is at work either, time advances to that moment, and `waited_seconds` says by how much. A
+    client is not asked again before its message has been aggregated, hence never trains twice from one version.
 
     Args:
       profiles: of the population.
@@ -86,30 +90,40 @@ def asynchronous(
     _validate.whole("seed", seed, least=0)
     if concurrency > clients:
         raise InputError(f"concurrency: {concurrency} is more than the {clients} clients; ask for fewer")
+    if buffer > clients:
+        raise InputError(f"buffer: {buffer} messages never come from {clients} clients; wait for fewer")
     if (np.asarray(profiles.dropout) >= 1).all():
         raise InputError("dropout: every client always fails, so no message arrives; give a chance below 1")
     times = round_times(profiles, np.arange(clients), steps, downlink_bits, uplink_bits)
+    planned = planned_steps(steps, clients)
     queue = _Queue(profiles, times.total, times.download + times.compute, seed, availability, draw, concurrency)
-    return _server_steps(queue, buffer)
+    return _server_steps(queue, buffer, planned)
 
 
-def _server_steps(queue: "_Queue", buffer: int) -> Iterator[ServerStep]:
+def _server_steps(queue: "_Queue", buffer: int, planned: np.ndarray) -> Iterator[ServerStep]:
     version, waiting, begun, dropped, waited = 0, deque(), [], [], 0.0
+    nobody = np.zeros(0, np.int32)
     while True:
         while len(waiting) >= buffer:
             messages = [waiting.popleft() for _ in range(buffer)]
             ids, tickets, versions = zip(*messages, strict=True)
+            starting = np.array([client for client, _ in begun], np.int32)
             yield ServerStep(
                 version + 1,
                 queue.clock,
                 np.array(ids, np.int32),
                 np.array(tickets, np.int64),
                 version - np.array(versions, np.int64),
-                np.array([client for client, _ in begun], np.int32),
+                starting,
                 np.array([ticket for _, ticket in begun], np.int64),
                 np.array(dropped, np.int32),
                 waited,
+                planned[starting],
+                np.array(queue.asked, np.int32),
+                nobody,
             )
+            queue.asked.clear()
+            queue.release(ids)
             version, begun, dropped, waited = version + 1, [], [], 0.0
         begun += queue.fill(version)
         waited += queue.idle_seconds()
@@ -147,6 +161,7 @@ class _Queue:
         self.candidates, self.ahead = candidates(draw, seed, self.clients), deque[int]()
         self.wake: float | None = None  # while nobody idle can be reached: when somebody can
         self.back: list[int] = []  # who became idle since
+        self.asked: list[int] = []  # since the server's last step
 
     def fill(self, version: int) -> list[tuple[int, int]]:
         """Gives free places to clients that begin now; those whose message will arrive, with their tickets."""
@@ -157,6 +172,7 @@ class _Queue:
                 break
             self.free -= 1
             self.busy[client] = 1
+            self.asked.append(client)
             failed = self.dropout is not None and (
                 uniform_of(self.seed, DROPOUT, client, self.ticket) < self.dropout[client]
             )
@@ -191,12 +207,18 @@ class _Queue:
         ended = []
         while self.events and self.events[0][0] == moment:
             _, ticket, client, version, failed = heapq.heappop(self.events)
-            self.busy[client] = 0
             self.free += 1
-            if self.wake is not None:
-                self.back.append(client)
+            if failed:
+                self.release((client,))
             ended.append((client, ticket, version, failed))
         return ended
+
+    def release(self, clients: Iterable[int]) -> None:
+        """These may be asked again."""
+        for client in clients:
+            self.busy[client] = 0
+            if self.wake is not None:
+                self.back.append(client)
 
     def _next(self) -> int | None:
         """The next client to begin, or None when nobody idle can be reached before `wake`."""
