@@ -42,6 +42,14 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
     return value
 
 
+def decay(name: str, value: Any) -> Any:
+    """`value`, a number of at least 0 and below 1; a traced one passes unseen."""
+    number(name, value, least=0)
+    if not isinstance(value, Tracer) and value >= 1:
+        raise InputError(f"{name}: {shown(value)} is out of range; give a number from 0 to below 1")
+    return value
+
+
 def local_work(batch_size: Any, local_epochs: Any, local_steps: Any) -> None:
     """The work of a client in a round is whole numbers."""
     whole("batch_size", batch_size)

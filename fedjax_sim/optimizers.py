@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.core import Tracer
 
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import Aggregator, mean, weighted_sum
@@ -27,14 +26,6 @@ class Moments(NamedTuple):
 def checked_rate(name: str, value: Any) -> Any:
     """`value`, a number over 0 or a schedule."""
     return value if callable(value) else _validate.number(name, value, above=0)
-
-
-def checked_decay(name: str, value: Any) -> Any:
-    """`value`, a number of at least 0 and below 1; a traced one passes unseen."""
-    _validate.number(name, value, least=0)
-    if not isinstance(value, Tracer) and value >= 1:
-        raise _validate.InputError(f"{name}: {_validate.shown(value)} is out of range; give a number from 0 to below 1")
-    return value
 
 
 def fed_adam(

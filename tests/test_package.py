@@ -157,6 +157,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "network.trace",
             "network.link",
             "network.makers",
+            "network.recorded",
             "network.gml",
             "network.timing",
             "network.policy",

@@ -1,10 +1,7 @@
 """Whole private runs from a configuration: what they write of their privacy, where they stop, and what is refused."""
 
-import io
-import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import dp_accounting as dp
 import jax
@@ -12,42 +9,20 @@ import numpy as np
 import pytest
 from conftest import one_line
 from dp_accounting import pld
-from rich.console import Console
+from runs import QUICK, Run, trained
 from scipy.stats import chi2, norm
 
 from fedjax_sim import InputError
-from fedjax_sim.experiment import progress
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import load_config
-from fedjax_sim.experiment.history import Row, read_history
-from fedjax_sim.experiment.run import Summary, run
+from fedjax_sim.experiment.history import Row
 from fedjax_sim.privacy import GuaranteeWarning
 
-QUICK = ("model.name=logistic", "training.rounds=4", "training.evaluate_every=4", "execution.devices=1")
 ENTRIES = 65 * 10  # of logistic regression on digits
 CLIENTS, DELTA = 20, 0.005  # of the default federation, and a tenth over it
 GAUSSIAN = ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0")
 POISSON = (*GAUSSIAN, "privacy.noise_multiplier=3.0", "training.sampling=poisson", "training.seed=1",
            "privacy.epsilon=0.65", "training.rounds=9")  # fmt: skip
-
-
-class Run(NamedTuple):
-    summary: Summary
-    rows: list[Row]
-    written: dict[str, Any]  # summary.json
-    lines: list[str]  # printed
-
-
-def trained(folder: Path, *overrides: str, path: Path | None = None) -> Run:
-    base = () if path else QUICK
-    config = load_config(path, [*base, f"output.folder={folder.parent}", f"output.name={folder.name}", *overrides])
-    shown = io.StringIO()
-    console = Console(file=shown, width=100)
-    summary = run(config, progress.plain(console, config.training.rounds))
-    for line in progress.closing(summary, config.training.rounds):
-        console.print(line, soft_wrap=True)
-    rows = read_history(folder / "history.jsonl")
-    return Run(summary, rows, json.loads((folder / "summary.json").read_text()), shown.getvalue().splitlines())
 
 
 def values(found: Run, name: str) -> list[float]:

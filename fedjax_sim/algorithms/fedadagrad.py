@@ -8,7 +8,7 @@ from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import LossFn, fine_tuning, sgd_client
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.core.types import Scalar
-from fedjax_sim.optimizers import checked_decay, checked_rate, fed_adagrad
+from fedjax_sim.optimizers import checked_rate, fed_adagrad
 
 
 def fedadagrad(
@@ -34,7 +34,7 @@ def fedadagrad(
       InputError: the rate or `tau` is not over 0, or `beta1` is not from 0 to below 1.
     """
     checked_rate("server_learning_rate", server_learning_rate)
-    checked_decay("beta1", beta1)
+    _validate.decay("beta1", beta1)
     _validate.number("tau", tau, above=0)
     return Algorithm(
         sgd_client(loss_fn, client_tx),

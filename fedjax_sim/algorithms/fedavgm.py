@@ -2,12 +2,13 @@
 
 import optax
 
+from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import LossFn, fine_tuning, sgd_client
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.core.types import Scalar
-from fedjax_sim.optimizers import checked_decay, checked_rate
+from fedjax_sim.optimizers import checked_rate
 
 
 def fedavgm(
@@ -29,7 +30,7 @@ def fedavgm(
       InputError: the rate is not over 0, or the momentum is not from 0 to below 1.
     """
     checked_rate("server_learning_rate", server_learning_rate)
-    checked_decay("server_momentum", server_momentum)
+    _validate.decay("server_momentum", server_momentum)
     return Algorithm(
         sgd_client(loss_fn, client_tx),
         mean(weighting),

@@ -23,7 +23,7 @@ class Item(NamedTuple):
     present: Array
     key: Array  # uint32[C, ...], as data: typed keys do not pass through every collective
     transform_key: Array
-    version: Array | tuple[()] = ()  # int32[C], which of several broadcasts each received
+    version: Any = ()  # int32[C], which of several broadcasts each received, where there are several
 
 
 class Work(NamedTuple):

@@ -202,8 +202,8 @@ def make_round(
         aggregate, arrival, (clients, messages, info) = gather(train, algorithm.aggregator, message, shared, items)
 
         params, server, release, aggregate = conclude(algorithm, state, memory, aggregate, arrival, stage(RELEASE))
-        kept = renew((state.clients, state.messages), (clients, messages), items)
-        new_state = RoundState(state.round + 1, params, server, *kept, release)
+        clients, kept = renew((state.clients, state.messages), (clients, messages), items)
+        new_state = RoundState(state.round + 1, params, server, clients, kept, release)
         downlink, uplink = exchanged_bits(algorithm, broadcast, message, question)
         spent = algorithm.transform.spent
         each = counted_bits("message", uplink)

@@ -96,25 +96,29 @@ def make_simulation(
         make = _asynchronous if given.policy == "asynchronous" else _synchronous
         schedule = make(config, data, profiles, availability, steps, bits, sampler)
         stale = given.policy == "asynchronous" or given.late == "stale"
-        places, arrivals, turns = 0, 0, None
+        if stale and algorithm.survey is not None:
+            name = config.algorithm.name
+            raise InputError(f"algorithm.name: {name}'s clients answer twice a round; take one whose clients send once")
+        places = arrivals = 0
         if given.policy == "asynchronous":
             assert given.concurrency is not None
             assert given.buffer is not None
             places, arrivals = given.concurrency + given.buffer - 1, given.buffer
         elif stale:
             places, arrivals = extent(islice(schedule(None), config.training.rounds))
-        if stale:
-
-            def turns() -> Iterator[Row]:
-                return rows(schedule(None), places=places, arrivals=arrivals, versions=VERSIONS, until=changes)
-
         next(schedule(None))  # what it refuses
     except InputError as error:
         field = str(error).partition(":")[0]
         raise InputError(f"network.{error}" if field in type(given).model_fields else str(error)) from None
+
+    def turns() -> Iterator[Row]:
+        return rows(schedule(None), places=places, arrivals=arrivals, versions=VERSIONS, until=changes)
+
     slots = (config.training.clients_per_round or 1) if given.policy == "over_select" else sampler.slots
     text = _statement(given, profiles, steps, bits)
-    return config, Simulation(schedule, slots, bits, turns, places, _discount(given), bool(given.mixing), text)
+    return config, Simulation(
+        schedule, slots, bits, turns if stale else None, places, _discount(given), bool(given.mixing), text
+    )
 
 
 def _settled(config: Config, sampler: Sampler) -> Network:

@@ -16,7 +16,7 @@ class Compression(Section):
     feedback: Literal["none", "classic", "ef21"] = Field(
         default="none", description="error feedback on clients; random_k and drive then go without scaling"
     )
-    lazy: NotNegative | None = Field(
+    lazy: Fraction | None = Field(
         default=None, description="a client whose message changed by less, as a share of its squared norm, sends none"
     )
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(

@@ -29,9 +29,9 @@ def lazy(threshold: Scalar, compressor: Transform | None = None) -> Transform:
     compressor.
 
     Raises:
-      InputError: `threshold` is negative.
+      InputError: `threshold` is not from 0 to below 1, from where on nothing would ever be sent.
     """
-    _validate.number("threshold", threshold, least=0)
+    _validate.decay("threshold", threshold)
     inner = identity() if compressor is None else compressor
 
     def full(message: PyTree) -> int:

@@ -18,7 +18,7 @@ _MASK = 2**64 - 1
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # What a number is for: the second word of every draw.
-DOWNLINK, UPLINK, COMPUTE, DROPOUT, PERIOD, PHASE, ROW, LINK, PHONE, CANDIDATE, SPARE = range(1, 12)
+DOWNLINK, UPLINK, COMPUTE, DROPOUT, PERIOD, PHASE, ROW, LINK, PHONE, CANDIDATE, SPARE, FOLLOW = range(1, 13)
 
 
 def uniform(seed: int, purpose: int, *words: np.ndarray | int) -> np.ndarray:

@@ -95,37 +95,36 @@ def asynchronous(
     if (np.asarray(profiles.dropout) >= 1).all():
         raise InputError("dropout: every client always fails, so no message arrives; give a chance below 1")
     times = round_times(profiles, np.arange(clients), steps, downlink_bits, uplink_bits)
-    planned = planned_steps(steps, clients)
+    planned = planned_steps(steps, clients).tolist()
     queue = _Queue(profiles, times.total, times.download + times.compute, seed, availability, draw, concurrency)
     return _server_steps(queue, buffer, planned)
 
 
-def _server_steps(queue: "_Queue", buffer: int, planned: np.ndarray) -> Iterator[ServerStep]:
-    version, waiting, begun, dropped, waited = 0, deque(), [], [], 0.0
+def _server_steps(queue: "_Queue", buffer: int, planned: list[int]) -> Iterator[ServerStep]:
+    version, waiting, begun, begun_tickets, dropped, waited = 0, deque(), [], [], [], 0.0
     nobody = np.zeros(0, np.int32)
     while True:
         while len(waiting) >= buffer:
             messages = [waiting.popleft() for _ in range(buffer)]
             ids, tickets, versions = zip(*messages, strict=True)
-            starting = np.array([client for client, _ in begun], np.int32)
             yield ServerStep(
                 version + 1,
                 queue.clock,
                 np.array(ids, np.int32),
                 np.array(tickets, np.int64),
-                version - np.array(versions, np.int64),
-                starting,
-                np.array([ticket for _, ticket in begun], np.int64),
-                np.array(dropped, np.int32),
+                np.array([version - began for began in versions], np.int64),
+                np.array(begun, np.int32),
+                np.array(begun_tickets, np.int64),
+                np.array(dropped, np.int32) if dropped else nobody,
                 waited,
-                planned[starting],
+                np.array([planned[client] for client in begun], np.int64),
                 np.array(queue.asked, np.int32),
                 nobody,
             )
             queue.asked.clear()
             queue.release(ids)
-            version, begun, dropped, waited = version + 1, [], [], 0.0
-        begun += queue.fill(version)
+            version, begun, begun_tickets, dropped, waited = version + 1, [], [], [], 0.0
+        queue.fill(version, begun, begun_tickets)
         waited += queue.idle_seconds()
         for client, ticket, started, failed in queue.pop_moment():
             if failed:
@@ -163,9 +162,8 @@ class _Queue:
         self.back: list[int] = []  # who became idle since
         self.asked: list[int] = []  # since the server's last step
 
-    def fill(self, version: int) -> list[tuple[int, int]]:
-        """Gives free places to clients that begin now; those whose message will arrive, with their tickets."""
-        begun = []
+    def fill(self, version: int, begun: list[int], begun_tickets: list[int]) -> None:
+        """Gives free places to clients that begin now; adds those whose message will arrive, and their tickets."""
         while self.free:
             client = self._next()
             if client is None:
@@ -179,9 +177,9 @@ class _Queue:
             spent = self.until_failure[client] if failed else self.seconds[client]
             heapq.heappush(self.events, (self.clock + spent, self.ticket, client, version, failed))
             if not failed:
-                begun.append((client, self.ticket))
+                begun.append(client)
+                begun_tickets.append(self.ticket)
             self.ticket += 1
-        return begun
 
     def idle_seconds(self) -> float:
         """Advances the clock to the next arrival of an available client while nobody is at work; by how much."""
@@ -225,7 +223,11 @@ class _Queue:
         if self.wake is not None and self.clock < self.wake:
             return self._of_those_back()
         self.wake, self.back = None, []
-        for look in _LOOKS:
+        if self.availability is None:  # nothing to look up together, so none is drawn ahead
+            for client in islice(self.candidates, sum(_LOOKS)):
+                if not self.busy[client]:
+                    return client
+        for look in _LOOKS if self.availability is not None else ():
             while len(self.ahead) < look:
                 self.ahead.append(next(self.candidates))
             for there in self._reached(list(islice(self.ahead, look))):

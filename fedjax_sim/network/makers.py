@@ -5,15 +5,16 @@ A client's row is a function of (seed, client id): a larger population begins wi
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.network.draws import COMPUTE, DOWNLINK, LINK, PHONE, ROW, UPLINK, normal, pick
-from fedjax_sim.network.profiles import Profiles, make_profiles
+from fedjax_sim.network.profiles import Profiles, check, make_profiles
 
 OPTIONAL = ("latency_s", "seconds_per_step", "dropout", "completeness")  # may be missing from a table
 
@@ -91,31 +92,49 @@ def from_csv(path: str | Path, *, num_clients: int | None = None, seed: int = 0)
     Raises:
       InputError: naming the column that is missing or unknown, or the line that is not numbers or out of range.
     """
-    lines = list(csv.reader(_text(path).splitlines()))
-    header = [name.strip() for name in lines[0]] if lines else []
-    unknown = [name for name in header if name not in Profiles._fields]
-    missing = [name for name in Profiles._fields if name not in header and name not in OPTIONAL]
-    if unknown or missing or len(set(header)) < len(header):
-        wrong = f"column {unknown[0]!r} is unknown" if unknown else f"columns {header}"
-        raise InputError(f"{path}: {wrong}; give downlink_bps, uplink_bps and, once each, any of {', '.join(OPTIONAL)}")
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        if not line:
-            continue
-        try:
-            rows.append([float(cell) for cell in line])
-        except ValueError:
-            raise InputError(f"{path}: line {number} is {_validate.shown(line)}; give numbers") from None
-        if len(line) != len(header):
-            raise InputError(f"{path}: line {number} has {len(line)} cells under {len(header)} columns; give one each")
-    if not rows:
-        raise InputError(f"{path}: no clients; give at least one row under the header")
-    columns = dict(zip(header, np.array(rows).T, strict=True))
+    columns = read_csv(path, [name for name in Profiles._fields if name not in OPTIONAL], OPTIONAL).columns
     try:
         table = make_profiles(columns.pop("downlink_bps"), columns.pop("uplink_bps"), **columns)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return table if num_clients is None else resampled(table, num_clients, seed)
+
+
+class Table(NamedTuple):
+    columns: dict[str, Any]  # float64[n], list[str] for those that hold text
+    numbers: Sequence[int]  # of the rows, as errors name them
+    unit: str = "line"
+
+
+def read_csv(path: str | Path, needed: Sequence[str], optional: Sequence[str], text: Sequence[str] = ()) -> Table:
+    """All the columns of a table of numbers; those named in `text` are left as they stand."""
+    lines = list(csv.reader(_text(path).splitlines()))
+    header = [name.strip() for name in lines[0]] if lines else []
+    check_header(path, header, needed, optional)
+    rows, numbers = [], []
+    for number, line in enumerate(lines[1:], 2):
+        if not line:
+            continue
+        if len(line) != len(header):
+            raise InputError(f"{path}: line {number} has {len(line)} cells under {len(header)} columns; give one each")
+        try:
+            rows.append([cell.strip() if n in text else float(cell) for n, cell in zip(header, line, strict=True)])
+        except ValueError:
+            raise InputError(f"{path}: line {number} is {_validate.shown(line)}; give numbers") from None
+        numbers.append(number)
+    if not rows:
+        raise InputError(f"{path}: no clients; give at least one row under the header")
+    columns = zip(header, zip(*rows, strict=True), strict=True)
+    return Table({n: list(cells) if n in text else np.array(cells) for n, cells in columns}, numbers)
+
+
+def check_header(path: str | Path, header: Sequence[str], needed: Sequence[str], optional: Sequence[str]) -> None:
+    """The needed columns and perhaps optional ones, each once."""
+    unknown = [name for name in header if name not in (*needed, *optional)]
+    if unknown or not set(needed) <= set(header) or len(set(header)) < len(header):
+        wrong = f"column {unknown[0]!r} is unknown" if unknown else f"columns {list(header)}"
+        extra = f" and, once each, any of {', '.join(optional)}" if optional else ", once each"
+        raise InputError(f"{path}: {wrong}; give {', '.join(needed)}{extra}")
 
 
 def resampled(profiles: Profiles, num_clients: int, seed: int) -> Profiles:
@@ -124,6 +143,26 @@ def resampled(profiles: Profiles, num_clients: int, seed: int) -> Profiles:
     rows = len(profiles.downlink_bps)
     chosen = ids if rows == num_clients else pick(seed, ROW, ids, rows)
     return Profiles(*(values[chosen] for values in profiles))
+
+
+def slowed(profiles: Profiles, ids: Any, factor: float) -> Profiles:
+    """The clients `ids` have bandwidths divided and seconds per step multiplied by `factor`: one slow hospital.
+
+    Latencies stay. A factor below 1 makes them faster; a client that is named twice is slowed once.
+
+    Raises:
+      InputError: a client that does not exist, or a factor that is not over 0.
+    """
+    clients = len(check(profiles).downlink_bps)
+    _validate.number("factor", factor, above=0)
+    ids = _validate.client_ids(np.asarray(ids, np.int64) if np.size(ids) == 0 else ids, clients)
+    if (ids < 0).any():
+        raise InputError(f"ids: client {ids.min()} does not exist; give numbers from 0 to {clients - 1}")
+    by = np.ones(clients)
+    by[ids] = factor
+    with np.errstate(over="ignore", under="ignore"):
+        down, up, step = profiles.downlink_bps / by, profiles.uplink_bps / by, profiles.seconds_per_step * by
+    return check(profiles._replace(downlink_bps=down, uplink_bps=up, seconds_per_step=step))
 
 
 def from_devices(

@@ -102,6 +102,21 @@ def read_trace(path: str | Path, *, repeats: bool = True) -> Trace:
         raise InputError(f"{path}: {error}") from None
 
 
+def read_traces(folder: str | Path, *, repeats: bool = True) -> list[Trace]:
+    """`read_trace` of all the files in a folder, in the order of their names; hidden ones are left out.
+
+    Raises:
+      InputError: no folder, no file in it, or a file that `read_trace` refuses.
+    """
+    try:
+        paths = sorted(path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: {error}; give a folder of traces") from None
+    if not paths:
+        raise InputError(f"{folder}: no files; give a folder that holds at least one trace")
+    return [read_trace(path, repeats=repeats) for path in paths]
+
+
 def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
