@@ -63,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     profiles = net.lognormal(args.clients, 0)
     print(f"{args.clients:,} clients; training one takes {TRAINING_SECONDS * 1e6:.0f} us\n")
-    print("| algorithm | buffer | concurrency | clients are | events/s | us/event | server steps/s | hours/s "
+    print("| algorithm | buffer | concurrency | clients are | events/s | us/event | server steps/s | simulated hours/s "
           "| event over training |")  # fmt: skip
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, buffer, concurrency in FEDERATIONS:

@@ -210,3 +210,10 @@ def test_shares_of_time():
         assert masks.any(axis=0).mean() > 0.99  # not always the same clients
     as_rounds = net.by_round(KINDS["diurnal"], 60.0)
     np.testing.assert_array_equal(as_rounds(ids, 3), KINDS["diurnal"](ids, 180.0))
+
+
+@given(st.integers(0, 2**31 - 2), st.floats(0, 1e7), st.floats(0.01, 1))
+def test_one_client_is_there_when_an_array_says_so(client, seconds, share):
+    for there in (net.periodic(share, 700.0, 3), net.diurnal(share, 3)):
+        assert there.one is not None
+        assert there.one(client, seconds) == there(np.array([client]), seconds)[0]

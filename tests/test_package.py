@@ -206,7 +206,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.show",
         ),
     ),
-    (("plots.style", "plots.curves", "plots.matrix", "plots.portrait", "plots.tradeoff", "plots"),),
+    (("plots.style", "plots.costs", "plots.curves", "plots.matrix", "plots.portrait", "plots.tradeoff", "plots"),),
     (("cli",),),
     (("__main__",),),
 )

@@ -32,7 +32,7 @@ class Simulation(NamedTuple):
     schedule: Callable[[Cap | None], Iterator[ServerStep]]  # from the first round on
     slots: int  # clients in a round at most, of those whose messages arrive
     bits: tuple[int, int]  # that a client receives, and sends at most
-    turns: Callable[[], Iterator[Row]] | None  # where messages may be stale
+    turns: Callable[[Iterator[ServerStep]], Iterator[Row]] | None  # of that schedule, where messages may be stale
     places: int  # of messages on their way, where they may be stale
     discount: Discount
     mixing: bool
@@ -111,8 +111,8 @@ def make_simulation(
         field = str(error).partition(":")[0]
         raise InputError(f"network.{error}" if field in type(given).model_fields else str(error)) from None
 
-    def turns() -> Iterator[Row]:
-        return rows(schedule(None), places=places, arrivals=arrivals, versions=VERSIONS, until=changes)
+    def turns(steps: Iterator[ServerStep]) -> Iterator[Row]:
+        return rows(steps, places=places, arrivals=arrivals, versions=VERSIONS, until=changes)
 
     slots = (config.training.clients_per_round or 1) if given.policy == "over_select" else sampler.slots
     text = _statement(given, profiles, steps, bits)

@@ -4,7 +4,7 @@ import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 import jax
@@ -45,8 +45,13 @@ class Driver:
         self.simulation = simulation = experiment.simulation
         self.slots = experiment.sampler.slots if simulation is None else simulation.places or simulation.slots
         self.most: int | None = None  # local steps of a client at most, from now on
-        self.clock = None if simulation is None else Clock(simulation.schedule(lambda round: self.most))
-        self.turns = simulation.turns() if simulation is not None and simulation.turns is not None else None
+        self.clock = self.turns = None
+        if simulation is not None:
+            steps = simulation.schedule(lambda round: self.most)
+            if simulation.turns is not None:
+                steps, again = tee(steps)
+                self.turns = simulation.turns(again)
+            self.clock = Clock(steps)
         self.seed = experiment.config.training.seed
         self.place = partial(replicate, devices=devices)
         self.key = self.place(jax.random.key(self.seed))

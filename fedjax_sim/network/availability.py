@@ -11,17 +11,18 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
-from fedjax_sim.network.draws import PERIOD, PHASE, uniform
+from fedjax_sim.network.draws import PERIOD, PHASE, uniform, uniform_of
 
 DAY_SECONDS = 86_400.0
 _MOST_PERIODS = 100_000  # that `periodic` looks ahead
 
 
 class Availability(NamedTuple):
-    """Call it with (ids, seconds) for bool[k]; both fields are pure functions of client ids int[k] and a clock."""
+    """Call it with (ids, seconds) for bool[k]; its fields are pure functions of client ids int[k] and a clock."""
 
     now: Callable[[np.ndarray, float], np.ndarray]  # bool[k]
     following: Callable[[np.ndarray, float], np.ndarray]  # the first second from then on, float64[k]; inf for never
+    one: Callable[[int, float], bool] | None = None  # `now` of one client, without the cost of arrays
 
     def __call__(self, ids: np.ndarray, seconds: float) -> np.ndarray:
         return self.now(np.asarray(ids), seconds)
@@ -67,7 +68,7 @@ def periodic(probability: float, period_seconds: float, seed: int) -> Availabili
             found[left[drawn(ids[left], index)]] = start
         return found
 
-    return Availability(now, following)
+    return Availability(now, following, lambda id, t: uniform_of(seed, PERIOD, id, int(t // period)) <= probability)
 
 
 def diurnal(share: float, seed: int, *, period_seconds: float = DAY_SECONDS) -> Availability:
@@ -92,7 +93,7 @@ def diurnal(share: float, seed: int, *, period_seconds: float = DAY_SECONDS) -> 
         wakes = np.maximum((np.floor(day) + 1 - day) * period + t, t)
         return np.where(awake(ids, t), float(t), _awake_by(awake, ids, wakes, period))
 
-    return Availability(awake, following)
+    return Availability(awake, following, lambda id, t: (t / period + uniform_of(seed, PHASE, id)) % 1 < share)
 
 
 def intervals(per_client: Sequence[Any], *, period_seconds: float | None = None) -> Availability:

@@ -227,7 +227,13 @@ class _Queue:
             for client in islice(self.candidates, sum(_LOOKS)):
                 if not self.busy[client]:
                     return client
-        for look in _LOOKS if self.availability is not None else ():
+        one = None if self.availability is None else self.availability.one
+        if one is not None:
+            for _ in range(_LOOKS[-1]):
+                client = self.ahead.popleft() if self.ahead else next(self.candidates)
+                if not self.busy[client] and one(client, self.clock):
+                    return client
+        for look in _LOOKS if self.availability is not None and one is None else ():
             while len(self.ahead) < look:
                 self.ahead.append(next(self.candidates))
             for there in self._reached(list(islice(self.ahead, look))):

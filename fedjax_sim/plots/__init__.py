@@ -1,8 +1,9 @@
 """Figures, as PNG files."""
 
+from fedjax_sim.plots.costs import costs
 from fedjax_sim.plots.curves import curves
 from fedjax_sim.plots.matrix import matrix
 from fedjax_sim.plots.portrait import portrait
 from fedjax_sim.plots.tradeoff import tradeoff
 
-__all__ = ["curves", "matrix", "portrait", "tradeoff"]
+__all__ = ["costs", "curves", "matrix", "portrait", "tradeoff"]
