@@ -164,7 +164,9 @@ def _profiles(config: Config, clients: int) -> Profiles:
         "csv": (lambda path: network.from_csv(path, num_clients=clients, seed=seed), {}, (given.path,)),
         "devices": (network.from_devices, {**paced, **some}, (given.path, clients, seed)),
         "capacity": (
-            lambda path, **more: network.device_capacity(path, num_clients=clients, seed=seed, **work, **more),
+            lambda path, **more: network.device_capacity(
+                path, num_clients=clients, seed=seed, passes=3.0, **work, **more
+            ),
             some,
             (given.path,),
         ),

@@ -60,7 +60,7 @@ class Network(Section):
 
     profiles: str = Field(
         default="none",
-        description="where they come from: constant, lognormal, csv, devices, capacity, gml; none: no clock",
+        description="constant, lognormal, csv, devices, capacity (FedScale's, of inference) or gml; none: no clock",
     )
     path: str = Field(default="", description="file or folder to read, for csv, devices, capacity and gml")
     downlink_bps: Positive | None = Field(
