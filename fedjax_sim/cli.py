@@ -40,30 +40,47 @@ def _root(context: typer.Context) -> None:
 def run(config: ConfigPath = None, overrides: Overrides = None) -> None:
     """Trains a federation and writes a run folder with history, summary and curves.
 
+    CONFIG may be the folder of a run, which is then repeated.
+
     Exit status: 0 when finished, 2 for bad input, 3 when the model diverged, 130 when interrupted.
     """
-    from fedjax_sim.core.devices import use_cpu_devices
     from fedjax_sim.experiment.config import load_config
 
     settings = load_config(config, overrides or [])
+    _train(settings, None)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted or killed.")]) -> None:
+    """Goes on with a run from its last checkpoint, as if it had never stopped."""
+    from fedjax_sim._validate import InputError
+    from fedjax_sim.experiment.config import load_config
+
+    if not (folder / "config.toml").is_file():
+        raise InputError(f"{folder}: it holds no config.toml; give the folder of a run")
+    _train(load_config(folder / "config.toml"), folder)
+
+
+def _train(settings: Any, folder: Path | None) -> None:
+    """Runs a configuration, or goes on with the run in `folder`, in front of the user."""
+    from fedjax_sim.core.devices import use_cpu_devices
+
     asked, cores = settings.execution.devices, use_cpu_devices()  # before anything below starts JAX
     if asked != "auto" and asked < cores:
         use_cpu_devices(asked)
 
     from rich.console import Console
 
-    from fedjax_sim.experiment.progress import STATUS, closing, reporter
-    from fedjax_sim.experiment.run import run as run_experiment
+    from fedjax_sim.experiment import run as experiment
+    from fedjax_sim.experiment.progress import STATUS, closing, reporter, stopping
     from fedjax_sim.plots import curves
 
-    console = Console()
+    console, rounds = Console(), settings.training.rounds
     title = f"{settings.algorithm.name} on {settings.data.name}, {settings.model.name}"
-    summary = run_experiment(
-        settings,
-        reporter(console, settings.training.rounds),
-        draw=lambda rows, path: curves(rows, path, title=title),
-    )
-    for line in closing(summary, settings.training.rounds):
+    told, stop = stopping(reporter(console, rounds))
+    how: dict[str, Any] = {"draw": lambda rows, path: curves(rows, path, title=title), "stop": stop}
+    summary = experiment.run(settings, told, **how) if folder is None else experiment.resume(folder, told, **how)
+    for line in closing(summary, rounds):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if summary.status == "interrupted":
         _leave(STATUS[summary.status])
@@ -76,6 +93,53 @@ def show_config(config: ConfigPath = None, overrides: Overrides = None) -> None:
     from fedjax_sim.experiment.config import load_config, to_toml
 
     typer.echo(to_toml(load_config(config, overrides or []), comments=True), nl=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file to write; report.html in the run's folder if left out.")
+    ] = None,
+) -> None:
+    """Prints what a run reached, and writes it as one page of HTML; unfinished runs, too."""
+    from rich.console import Console
+
+    from fedjax_sim.report.page import report_page, writable, write_page
+    from fedjax_sim.report.read import read_run
+    from fedjax_sim.report.tables import overview, printed
+
+    found = read_run(folder)
+    path = writable(output or folder / "report.html")
+    console = Console()
+    printed(console, overview(found), heading=False)
+    for note in found.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Written to {write_page(path, report_page(found))}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, two at least.", metavar="RUN...")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("comparison.html"),
+) -> None:
+    """Prints runs side by side and writes a page of them; those that differ in training.seed alone are one row."""
+    from rich.console import Console
+
+    from fedjax_sim.report.compare import group
+    from fedjax_sim.report.page import comparison_page, writable, write_page
+    from fedjax_sim.report.read import read_runs
+    from fedjax_sim.report.tables import comparison, explained, printed
+
+    runs = read_runs(folders)
+    path = writable(output)
+    groups, notes = group(runs)
+    console = Console()
+    printed(console, comparison(groups))
+    of_runs = [f"{run.folder}: {note}" for run in runs for note in run.notes]
+    page = write_page(path, comparison_page(groups, notes))
+    for line in [*explained(groups), *notes, *of_runs, f"Written to {page}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 data = typer.Typer(help="Looks at federations, fetches data sets, and writes federations to disk.")

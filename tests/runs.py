@@ -1,7 +1,12 @@
-"""Whole runs in this process, as quick as they get."""
+"""Whole runs, as quick as they get: in this process, or as a command of its own that may be killed."""
 
 import io
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,3 +37,69 @@ def trained(folder: Path, *overrides: str, path: Path | None = None) -> Run:
         console.print(line, soft_wrap=True)
     rows = read_history(folder / "history.jsonl")
     return Run(summary, rows, json.loads((folder / "summary.json").read_text()), shown.getvalue().splitlines())
+
+
+# Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
+FORKING = """
+import json, os, signal, sys, time, warnings
+import fedjax_sim.cli, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots, sklearn.datasets
+
+def size(path):
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+for line in sys.stdin:
+    folder, arguments, watched, seconds = json.loads(line)
+    before = size(watched)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that forking is dangerous; no thread has been started
+        child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for name, stream in (("out", 1), ("err", 2)):
+            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        warnings.simplefilter("error")
+        sys.argv = ["fedjax-sim", *arguments]
+        try:
+            fedjax_sim.cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)  # without a second of tidying up
+    deadline = None if watched else time.monotonic() + seconds if seconds is not None else None
+    while True:
+        done, status = os.waitpid(child, 0 if seconds is None else os.WNOHANG)
+        if done:
+            break
+        if watched and deadline is None and size(watched) > before:  # its first rounds of this life are written
+            deadline = time.monotonic() + seconds
+        if deadline is not None and time.monotonic() >= deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = None
+        time.sleep(0.002)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+Command = Callable[..., tuple[int, str, str]]
+
+
+@contextmanager
+def commands(**environment: str) -> Iterator[Command]:
+    """A function of a folder and of arguments: exit status, stdout and stderr. With `seconds`, the command is killed
+    after so many, counted from when the file `watched` has grown if one is given."""
+    variables = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdin=pipe, stdout=pipe, text=True, env=variables | environment
+    ) as process:
+        given, told = process.stdin, process.stdout
+        assert given is not None
+        assert told is not None
+
+        def run(folder: Path, *arguments: str, watched: str = "", seconds: float | None = None) -> tuple[int, str, str]:
+            given.write(json.dumps([str(folder), arguments, watched, seconds]) + "\n")
+            given.flush()
+            status = int(told.readline())
+            out, err = (folder.with_name(f"{folder.name}.{name}").read_text() for name in ("out", "err"))
+            return status, out, err
+
+        yield run

@@ -7,10 +7,11 @@ import struct
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import Command, commands
 
 from fedjax_sim import InputError
 from fedjax_sim.experiment.config import Config, load_config, parse_config
@@ -37,53 +38,9 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
     return subprocess.Popen(command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)
 
 
-# Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
-FORKING = """
-import json, os, sys, warnings
-import fedjax_sim.cli, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots, sklearn.datasets
-
-for line in sys.stdin:
-    folder, arguments = json.loads(line)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that forking is dangerous; no thread has been started
-        child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        for name, stream in (("out", 1), ("err", 2)):
-            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        warnings.simplefilter("error")
-        sys.argv = ["fedjax-sim", *arguments]
-        try:
-            fedjax_sim.cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)  # without a second of tidying up
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-Command = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture(scope="module")
 def command() -> Iterator[Command]:
-    """A function of a folder and of arguments: exit status, stdout and stderr."""
-    variables = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1])}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING], stdin=pipe, stdout=pipe, text=True, env=variables
-    ) as process:
-        given, told = process.stdin, process.stdout
-        assert given is not None
-        assert told is not None
-
-        def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-            given.write(json.dumps([str(folder), arguments]) + "\n")
-            given.flush()
-            status = int(told.readline())
-            out, err = (folder.with_name(f"{folder.name}.{name}").read_text() for name in ("out", "err"))
-            return status, out, err
-
+    with commands() as run:
         yield run
 
 

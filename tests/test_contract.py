@@ -159,7 +159,9 @@ def test_everything_at_once_equals_a_loop_of_rounds(name, setup, federation):
     assert_close(jax.tree.map(lambda x: x[1], together[0]), state, atol=1e-5)
     models = np.concatenate([np.asarray(x).reshape(3, -1) for x in jax.tree.leaves(together[0].params)], axis=1)
     assert np.isfinite(models).all()
-    assert not any(np.allclose(models[0], other, atol=1e-7) for other in models[1:])
+    assert not np.allclose(models[0], models[2], atol=1e-7)  # other rates and options
+    courses = np.concatenate([models, np.asarray(history.loss_after).reshape(3, -1)], axis=1)
+    assert not np.allclose(courses[0], courses[1], atol=1e-7)  # another seed, which few signs may not show
 
 
 def test_cohort_order_changes_nothing_on_one_device(setup, federation):

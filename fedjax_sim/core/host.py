@@ -1,5 +1,6 @@
 """Per-client memory on disk: with a row for each of 100,000 clients it outgrows any device, and most hosts."""
 
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -23,24 +24,31 @@ class HostMemory:
     fills a sparse file several times slower, page by page, and ends the process where a disk is full.
     """
 
-    def __init__(self, algorithm: Algorithm, params: PyTree, num_clients: int, folder: str | Path):
-        """Makes the files.
+    def __init__(
+        self, algorithm: Algorithm, params: PyTree, num_clients: int, folder: str | Path, *, after: int | None = None
+    ):
+        """Makes the files, or opens them again.
 
         Args:
           algorithm: whose clients and transform remember something.
           params: the initial model.
           num_clients: `N`.
           folder: where, an empty one or a new one.
+          after: opens what lies there, as it was when `journal(after)` was called; `seen` is for the caller to restore.
 
         Raises:
-          InputError: the folder holds something or cannot be made.
+          InputError: the folder holds something, or nothing where it should, or cannot be made.
         """
         one = init(algorithm, params, _validate.whole("num_clients", num_clients), memory_rows=1)
         self.initial = jax.tree.map(np.asarray, (one.clients, one.messages))
         self.num_clients, self.seen = num_clients, np.zeros(num_clients, bool)
         leaves, self._structure = jax.tree.flatten(self.initial)
         self._files: list[BinaryIO] = []
+        self._folder, self._journal, self._journaled = Path(folder), None, np.zeros(num_clients, bool)
         weakref.finalize(self, _close, self._files)
+        if after is not None:
+            self._reopen(after)
+            return
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             if any(Path(folder).iterdir()):
@@ -50,6 +58,61 @@ class HostMemory:
                 self._files[-1].truncate(num_clients * leaf.nbytes)
         except OSError as error:
             raise _validate.InputError(f"folder: {str(folder)!r} ({error.strerror}); give another") from None
+
+    def _reopen(self, after: int) -> None:
+        try:
+            for i, _ in enumerate(jax.tree.leaves(self.initial)):
+                self._files.append(open(self._folder / f"memory_{i}.bin", "r+b", buffering=0))  # noqa: SIM115
+        except OSError as error:
+            raise _validate.InputError(f"{error.filename}: {error.strerror}; start the run anew") from None
+        if (path := self._journal_path(after)).is_file():
+            self._undo(path)
+        self.journal(after)
+
+    def _journal_path(self, mark: int) -> Path:
+        return self._folder / f"undo_{mark}.bin"
+
+    def journal(self, mark: int) -> None:
+        """From now on rows are noted before they are overwritten for the first time, so that a process which is killed
+        can be taken up `after=mark`; earlier notes are dropped. What is killed is the process: nothing is synced."""
+        if self._journal is not None:
+            self._journal.close()
+            self._files.remove(self._journal)
+        partial = self._folder / "undo.partial"
+        self._journal = open(partial, "wb", buffering=0)  # noqa: SIM115
+        os.replace(partial, self._journal_path(mark))
+        self._files.append(self._journal)
+        self._journaled[:] = False
+        for path in self._folder.glob("undo_*.bin"):
+            if path != self._journal_path(mark):
+                path.unlink()
+
+    def _note(self, ids: np.ndarray) -> None:
+        """Writes down the rows of those among `ids` that will be overwritten for the first time since the mark."""
+        fresh = np.unique(ids[(ids >= 0) & self.seen[np.maximum(ids, 0)] & ~self._journaled[np.maximum(ids, 0)]])
+        if self._journal is None or len(fresh) == 0:
+            return
+        leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(self.rows(fresh))]
+        for slot, client in enumerate(fresh):
+            record = np.int64(client).tobytes() + b"".join(leaf[slot].tobytes() for leaf in leaves)
+            self._journal.write(record)
+        self._journaled[fresh] = True
+
+    def _undo(self, path: Path) -> None:
+        """Puts the noted rows back; a torn last note is of a row that had not been touched."""
+        first = jax.tree.leaves(self.initial)
+        length = 8 + self.row_bytes
+        with open(path, "rb") as notes:
+            while len(record := notes.read(length)) == length:
+                client, place = int(np.frombuffer(record[:8], np.int64)[0]), 8
+                for file, leaf in zip(self._files[: len(first)], first, strict=True):
+                    file.seek(client * leaf.nbytes)
+                    file.write(record[place : place + leaf.nbytes])
+                    place += leaf.nbytes
+
+    def close(self) -> None:
+        """Closes the files."""
+        _close(self._files)
 
     @property
     def row_bytes(self) -> int:
@@ -72,7 +135,8 @@ class HostMemory:
                     target = target[got:]
             return out
 
-        found = [read(f, leaf) for f, leaf in zip(self._files, jax.tree.leaves(self.initial), strict=True)]
+        leaves = jax.tree.leaves(self.initial)
+        found = [read(f, leaf) for f, leaf in zip(self._files[: len(leaves)], leaves, strict=True)]
         return jax.tree.unflatten(self._structure, found)
 
     def keep(self, ids: np.ndarray, rows: tuple[PyTree, PyTree]) -> None:
@@ -83,7 +147,8 @@ class HostMemory:
         """
         slots = np.flatnonzero(ids >= 0)
         leaves, first = jax.tree.leaves(rows), jax.tree.leaves(self.initial)
-        for file, leaf, one in zip(self._files, leaves, first, strict=True):
+        self._note(ids)
+        for file, leaf, one in zip(self._files[: len(first)], leaves, first, strict=True):
             if np.shape(leaf) != (len(ids), *one.shape[1:]):
                 shape = (len(ids), *one.shape[1:])
                 raise _validate.InputError(f"rows: {list(np.shape(leaf))}; give one row per id, {list(shape)}")

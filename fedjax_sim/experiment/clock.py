@@ -48,9 +48,8 @@ class Clock:
 
     def ahead(self, first: int, count: int) -> list[ServerStep]:
         """The steps of `count` rounds from round `first` (from 0), which never goes back."""
-        passed = self._held[: first - self._first]
         self._held += islice(self._schedule, max(0, first + count - self._first - len(self._held)))
-        if passed:
+        if passed := self._held[: first - self._first]:
             self.seconds = passed[-1].seconds
         self._held, self._first = self._held[first - self._first :], first
         return self._held[:count]

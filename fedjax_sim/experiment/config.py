@@ -166,6 +166,12 @@ class Training(Section):
     )
     adapt_every: int = Field(default=10, ge=1, le=100_000, description="rounds between two changes of the local steps")
     evaluate_every: int = Field(default=5, ge=1, le=100_000, description="rounds between evaluations on the test set")
+    patience: Count | None = Field(
+        default=None, description="stop when so many evaluations in a row brought no better accuracy than before them"
+    )
+    min_improvement: float = Field(
+        default=0.0, ge=0, lt=1, description="by how much an accuracy must be better for that"
+    )
     evaluate_clients: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=1000,
         description="clients at most whose models are tested on their own test examples at the end, if they have any",
@@ -222,6 +228,9 @@ class Output(Section):
 
     folder: str = Field(default="runs", min_length=1, description="folder for run folders")
     name: str = Field(default="", description="name of the run folder; empty means date, time, algorithm and data")
+    checkpoint_every: Count | Literal["auto"] = Field(
+        default="auto", description="rounds between checkpoints; auto makes one when a minute has passed"
+    )
     per_client: bool = Field(default=True, description="also write every client's values into history.jsonl")
 
 
@@ -278,14 +287,15 @@ class Config(Section):
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The defaults, then the TOML file at `path`, then `overrides` such as "training.rounds=50", later ones winning.
+    """The defaults, then the TOML file at `path`, or that of the run whose folder it is, then `overrides` such as
+    "training.rounds=50", later ones winning.
 
     An override's value is read as TOML, and as a plain string where it is none.
 
     Raises:
       InputError: one line that names the file or setting, the value, and what is allowed.
     """
-    tree = _read(Path(path)) if path is not None else {}
+    tree = _read_tree(Path(path)) if path is not None else {}
     for override in overrides:
         _override(tree, override)
     return parse_config(tree)
@@ -301,6 +311,14 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error, Config)) from None
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    """The file at `path`, or the configuration of the run whose folder it is, to be run again under another name."""
+    if not (path / "config.toml").is_file():
+        return _read(path)
+    tree = _read(path / "config.toml")
+    return {**tree, "output": {**tree.get("output", {}), "name": ""}}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, tee
 from typing import Any
@@ -22,6 +22,7 @@ from fedjax_sim.data import FederatedData, draw_rounds, phase_at, stream
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import VERSIONS, Clock
 from fedjax_sim.experiment.federation import held_out_examples
+from fedjax_sim.experiment.history import Row
 from fedjax_sim.network import ServerStep
 
 SLICE_BYTES = 32e6  # about how much is handed over at once
@@ -37,20 +38,22 @@ class Driver:
         experiment: Experiment,
         devices: list[Any],
         *,
-        lanes: int | None,
         block: int,
         memory: HostMemory | None = None,
+        rows: Sequence[Row] = (),
     ):
+        """Prepares for the rounds after `rows`; `use_lanes` comes before the first."""
         self.experiment, self.devices, self.block, self.memory = experiment, devices, block, memory
         self.simulation = simulation = experiment.simulation
         self.slots = experiment.sampler.slots if simulation is None else simulation.places or simulation.slots
         self.most: int | None = None  # local steps of a client at most, from now on
+        self.past = [row.get("most_steps") for row in rows]  # likewise, of rounds that a resumed run has behind it
         self.clock = self.turns = None
         if simulation is not None:
-            steps = simulation.schedule(lambda round: self.most)
+            steps = simulation.schedule(lambda round: self.past[round] if round < len(self.past) else self.most)
             if simulation.turns is not None:
                 steps, again = tee(steps)
-                self.turns = simulation.turns(again)
+                self.turns = islice(simulation.turns(again), len(rows), None)
             self.clock = Clock(steps)
         self.seed = experiment.config.training.seed
         self.place = partial(replicate, devices=devices)
@@ -67,7 +70,6 @@ class Driver:
             raise InputError(
                 "training.adapt_steps: a streamed population is planned ahead; set execution.memory=device"
             )
-        self.use_lanes(lanes)
 
     def start_state(self) -> Any:
         """The state before the first round, on the devices."""

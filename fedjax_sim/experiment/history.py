@@ -168,6 +168,25 @@ def read_history(path: str | Path) -> list[Row]:
     return rows
 
 
+def cut_history(path: Path, rounds: int) -> list[Row]:
+    """The first `rounds` rows; what comes after them, a torn last line too, is cut off the file.
+
+    Raises:
+      InputError: it has fewer.
+    """
+    if rounds == 0:
+        path.write_bytes(b"")
+        return []
+    rows = read_history(path)
+    if len(rows) < rounds or [row["round"] for row in rows[:rounds]] != list(range(1, rounds + 1)):
+        raise InputError(f"{path}: rows up to round {rounds} are not all there; mend it, or start another run")
+    with open(path, "r+b") as file:
+        for _ in range(rounds):
+            file.readline()
+        file.truncate(file.tell())
+    return rows[:rounds]
+
+
 def column(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
     """Rounds and values of one quantity, where it was measured."""
     measured = [(row["round"], row[name]) for row in rows if row.get(name) is not None]

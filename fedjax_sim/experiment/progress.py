@@ -1,5 +1,6 @@
 """What a person sees while an experiment runs: a bar on a terminal, a few plain lines elsewhere."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +19,40 @@ from rich.progress import (
 
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.history import Row, speed
-from fedjax_sim.experiment.run import Reporter, Summary
+from fedjax_sim.experiment.run import Reporter
+from fedjax_sim.experiment.summary import Summary
 
 LINES, LEAST_SECONDS = 10, 2.0  # about how many plain lines a run prints, and how far apart they are at least
-STATUS = {"finished": 0, "spent": 0, "diverged": 3, "interrupted": 130}  # exit status of the command
+STATUS = {"finished": 0, "plateau": 0, "spent": 0, "diverged": 3, "interrupted": 130}  # exit status of the command
 
 
 def reporter(console: Console, rounds: int) -> Reporter:
     """Progress of `rounds` rounds on `console`, in the way that suits it."""
     return terminal(console, rounds) if console.is_terminal else plain(console, rounds)
+
+
+def stopping(told: Reporter) -> tuple[Reporter, Callable[[], bool]]:
+    """Lets Ctrl-C and SIGTERM end a run between two calls, with a checkpoint; before the first round is done, and when
+    they come twice, at once. Returns the reporter to use, and what to ask."""
+    asked, underway = [0], [False]
+
+    def handle(number: int, frame: object) -> None:
+        asked[0] += 1
+        if asked[0] > 1 or not underway[0]:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+    def advanced(rows: list[Row]) -> None:
+        underway[0] = True
+        told.advanced(rows)
+
+    def stopped() -> None:
+        underway[0] = False
+        told.stopped()
+
+    return Reporter(told.built, advanced, stopped), lambda: asked[0] > 0
 
 
 def terminal(console: Console, rounds: int) -> Reporter:
@@ -127,6 +153,7 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     how = {
         "finished": f"Finished {summary.rounds} rounds",
         "spent": f"Stopped after {summary.rounds} of {asked_rounds} rounds, for one more exceeds the privacy budget,",
+        "plateau": f"Stopped after {summary.rounds} of {asked_rounds} rounds, for accuracy has stopped improving,",
         "interrupted": f"Interrupted after {summary.rounds} of {asked_rounds} rounds",
         "diverged": f"Stopped after {summary.rounds} of {asked_rounds} rounds",
     }[summary.status]
@@ -158,6 +185,8 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
             f"tenth {own.global_worst_tenth:.1%}), personal models {own.personal_accuracy:.1%} (worst tenth "
             f"{own.personal_worst_tenth:.1%})."
         )
+    if summary.status == "interrupted":
+        lines.append(f"Go on with: fedjax-sim resume {summary.folder}")
     lines.append(
         f"Results are in {summary.folder}: {', '.join(sorted(p.name for p in Path(summary.folder).iterdir()))}"
     )

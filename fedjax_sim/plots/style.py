@@ -1,5 +1,9 @@
 """What all figures share. Nothing global in matplotlib is touched."""
 
+import io
+import re
+import warnings
+from html import escape
 from typing import Any
 
 BLUE, ORANGE, GREEN, GREY = "#0b6fa4", "#d95f02", "#1b8a5a", "#5f6368"
@@ -26,3 +30,21 @@ def panel(axis: Any, title: str, label: str) -> Any:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=9)
     return axis
+
+
+def svg(figure: Any, name: str, title: str) -> str:
+    """The figure as an SVG element to be put into a page; ids begin with `name`, so those of two figures never clash."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's fonts have it, or a box
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    size = re.search(r'<svg[^>]*?width="([\d.]+)pt"', text)
+    wide = f'style="max-width:{1.6 * float(size[1]):.0f}pt"' if size else ""
+    head, _, body = text.partition(">")
+    head = re.sub(r' (width|height)="[\d.]+pt"', "", head)
+    return f'{head} role="img" aria-labelledby="{name}-title" {wide}><title id="{name}-title">{escape(title)}</title>{body}'

@@ -75,12 +75,16 @@ class Ledger:
     def spend(self, ids: Any) -> float | None:
         """Counts a round of these clients, int[C] with -1 for nobody, and returns epsilon with it: of all rounds, or of
         the client with the most turns, where turns count; None where nothing is guaranteed."""
-        ids = np.asarray(ids)
-        self.rounds += 1
-        self.turns[ids[ids >= 0]] += 1
+        self.count(ids)
         if self.spending is None:
             return None
         return self.spending.epsilon(self.rounds if self.spending.sampled else int(self.turns.max()))
+
+    def count(self, ids: Any) -> None:
+        """Counts a round of these clients."""
+        ids = np.asarray(ids)
+        self.rounds += 1
+        self.turns[ids[ids >= 0]] += 1
 
     def affordable(self, cohorts: Sequence[Any]) -> int:
         """How many of the next rounds, whose clients are int[C] each, leave the budget unexceeded."""

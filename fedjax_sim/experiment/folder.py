@@ -1,0 +1,109 @@
+"""Run folders: how they are named, who may write into them, and what says where a run was made."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fedjax_sim
+from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.config import Config, Output
+
+CONFIG, HISTORY, SUMMARY, CLIENTS = "config.toml", "history.jsonl", "summary.json", "clients.jsonl"
+LOCK = ".lock"
+
+
+def make_folder(config: Config) -> Path:
+    """Makes the run folder, named after the time unless `output.name` is set, and returns it.
+
+    Raises:
+      InputError: it exists and is not empty, or cannot be made.
+    """
+    output: Output = config.output
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algorithm.name}_{config.data.name}"
+    folder = Path(output.folder) / (output.name or stamp)
+    try:
+        if output.name:
+            folder.mkdir(parents=True, exist_ok=True)
+            refuse_used(output)
+            return folder
+        for number in range(1, 1000):
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                folder = folder.with_name(f"{stamp}_{number + 1}")
+    except OSError as error:
+        raise InputError(f"output.folder: {str(folder)!r} cannot be made ({error.strerror}); give another") from None
+    raise InputError(f"output.folder: {output.folder!r} holds a thousand runs of this second; give output.name")
+
+
+def refuse_used(output: Output) -> None:
+    """The folder that is asked for by name is free.
+
+    Raises:
+      InputError: it is not.
+    """
+    folder = Path(output.folder) / output.name
+    if output.name and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"output.name: {str(folder)!r} is not empty; give another output.name, or remove it")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else writes into the folder. The lock goes with the process, however it ends.
+
+    Raises:
+      InputError: another process is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system: two processes would have to be kept apart by hand
+        yield
+        return
+    with open(folder / LOCK, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is at work in it; wait for that, or stop it") from None
+        yield
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+def environment(devices: list[Any], config: Config) -> dict[str, Any]:
+    """What a run's numbers depend on beside its configuration."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "fedjax_sim": fedjax_sim.__version__,
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "seed": config.training.seed,
+        "data_seed": config.data.seed,
+    }
+
+
+def header(environment: dict[str, Any]) -> str:
+    """The environment as comments."""
+    return "".join(f"# {name} {value}\n" for name, value in environment.items()) + "\n"
+
+
+def read_header(text: str) -> dict[str, str]:
+    """What `header` wrote, as text."""
+    lines = [line[2:].partition(" ") for line in text.splitlines() if line.startswith("# ")]
+    return {name: value for name, _, value in lines}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that the file is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,213 @@
+"""The rounds of a run, call by call: train, record, test, adapt, save."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim.core.buffered import BufferedState
+from fedjax_sim.core.evaluate import make_evaluation
+from fedjax_sim.core.host import HostMemory
+from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
+from fedjax_sim.core.types import RoundState
+from fedjax_sim.experiment import checkpoint
+from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.checkpoint import Saved
+from fedjax_sim.experiment.clock import adacomm, planned
+from fedjax_sim.experiment.drive import Driver
+from fedjax_sim.experiment.history import Row, first_not_finite, row_of, with_clock, with_test
+from fedjax_sim.experiment.summary import Divergence
+from fedjax_sim.privacy import Ledger
+
+TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
+CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
+SAVE_SECONDS = 60.0  # between checkpoints, unless a number of rounds is given
+
+
+class Step(NamedTuple):
+    """What one call of rounds gave."""
+
+    rows: list[Row]
+    status: str | None = None  # where training ends with them: "finished", "plateau", "spent" or "diverged"
+    divergence: Divergence | None = None
+
+
+def has_stalled(accuracies: list[float], patience: int | None, least: float) -> bool:
+    """The last `patience` evaluations brought no accuracy over the best one before them plus `least`."""
+    if patience is None or len(accuracies) <= patience:
+        return False
+    return max(accuracies[-patience:]) <= max(accuracies[:-patience]) + least
+
+
+class Loop:
+    """A run between two calls; `steps` goes on from there."""
+
+    def __init__(
+        self, experiment: Experiment, devices: list[Any], memory: HostMemory | None, folder: Path, rows: list[Row]
+    ):
+        """Starts a run, or takes it up after the rounds that `rows` tell of, for which there is a checkpoint."""
+        self.experiment, self.devices, self.memory, self.folder = experiment, devices, memory, folder
+        config, training = experiment.config, experiment.config.training
+        self.done, self.first = len(rows), rows[0] if rows else None
+        self.accuracies = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+        self.began, self.base = time.perf_counter(), rows[-1]["elapsed_seconds"] if rows else 0.0
+        self.block = min(training.evaluate_every, training.rounds)
+        self.driver = Driver(experiment, devices, block=self.block, memory=memory, rows=rows)
+        self.first_steps = int(planned(config, experiment.data).max())
+        self.ledger = None if experiment.private is None else Ledger(experiment.private, experiment.data.num_clients)
+        self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
+        self.state = self.driver.start_state()
+        self.best = jax.tree.map(np.asarray, self.federation.params)
+        self.known_as = signature(
+            experiment.model.params, devices, algorithm=config.algorithm.name, batch_size=training.batch_size,
+            cohort_size=self.driver.slots,
+        )  # fmt: skip
+        asked = config.execution.lanes
+        lanes = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
+        self.undecided = lanes is None and self.driver.turns is None and memory is None
+        if self.done:
+            saved = checkpoint.restore(folder, self.done, self.saved(lanes))
+            self.state, self.best = saved.state, saved.best
+            if memory is not None:
+                memory.seen[:] = saved.seen
+            lanes = int(saved.lanes) if saved.lanes >= 0 else None
+            self.driver.most = int(saved.most_steps) if saved.most_steps >= 0 else None
+            self._count_what_was_spent()
+        self.lanes = lanes
+        self.driver.use_lanes(lanes)
+        self.last_saved, self.saved_at = self.done, time.perf_counter()
+
+    @property
+    def federation(self) -> RoundState:
+        """The state, without the messages that are on their way."""
+        return self.state.federation if isinstance(self.state, BufferedState) else self.state
+
+    def saved(self, lanes: int | None) -> Saved:
+        """What a checkpoint holds."""
+        most = self.driver.most
+        seen = np.zeros(0, bool) if self.memory is None else self.memory.seen
+        numbers = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, most))
+        return Saved(self.state, self.best, *numbers, seen)
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless there is one of this round."""
+        if self.last_saved == self.done:
+            return
+        checkpoint.save(self.folder, self.done, self.saved(self.lanes))
+        if self.memory is not None:
+            self.memory.journal(self.done)
+        self.last_saved, self.saved_at = self.done, time.perf_counter()
+
+    def steps(self, stop: Callable[[], bool]) -> Iterator[Step]:
+        """Rows as they come. What was yielded is taken to be written when the next one is asked for.
+
+        Args:
+          stop: asked between calls; True ends training there, with a checkpoint.
+        """
+        config, training = self.experiment.config, self.experiment.config.training
+        call, seconds = 1, 0.0  # one round first, for the user to see that it goes
+        while self.done < training.rounds:
+            rounds = self._rounds_at_once(call)
+            over, cohorts = False, []  # whether the budget allows no round after these
+            if self.ledger is not None:
+                ahead = min(rounds + 1, training.rounds - self.done)
+                cohorts = self.driver.asked(self.done, ahead)
+                left = self.ledger.affordable(cohorts)
+                over, rounds = left < ahead, min(rounds, left)
+                if rounds == 0:
+                    yield Step([], "spent")
+                    return
+            began, warm = time.perf_counter(), call > 1 or seconds
+            self.state, metrics = self.driver.advance(self.state, self.done, rounds)
+            taken = (time.perf_counter() - began) / rounds
+            if warm:
+                call = max(1, int(CALL_SECONDS / taken))
+            seconds = taken
+            step = self._recorded(metrics, rounds, cohorts, over)
+            self.done += len(step.rows)
+            yield step
+            if step.status is not None:
+                return
+            self._adapt(step.rows[-1])
+            every = config.output.checkpoint_every
+            due = time.perf_counter() - self.saved_at >= SAVE_SECONDS if every == "auto" else self.done % every == 0
+            stopping = stop()
+            if due or stopping:
+                self.save()
+            if stopping:
+                raise KeyboardInterrupt
+            if warm and self.undecided and seconds * (training.rounds - self.done) > TRIAL_PAYS_SECONDS:
+                self._try_widths()
+
+    def _rounds_at_once(self, call: int) -> int:
+        """Up to the next round after which something else is due."""
+        config, training, done = self.experiment.config, self.experiment.config.training, self.done
+        every = [self.block]
+        every += [] if training.adapt_steps == "none" else [training.adapt_every]
+        every += [] if config.output.checkpoint_every == "auto" else [config.output.checkpoint_every]
+        return min(call, training.rounds - done, self.driver.rounds_left_in_phase(done), *(n - done % n for n in every))
+
+    def _recorded(self, metrics: Any, rounds: int, cohorts: list[Any], over: bool) -> Step:
+        """The rows of these rounds, the last one with its test."""
+        config, training, driver = self.experiment.config, self.experiment.config.training, self.driver
+        elapsed, rows = self.base + time.perf_counter() - self.began, []
+        steps = [] if driver.clock is None else driver.clock.ahead(self.done, rounds)
+        for i in range(rounds):
+            of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
+            number = self.done + i + 1
+            row = row_of(of_round, number, per_client=config.output.per_client, elapsed_seconds=elapsed)
+            if driver.simulation is not None and driver.clock is not None:
+                before = steps[i - 1].seconds if i else driver.clock.seconds
+                row = with_clock(row, steps[i], before, driver.simulation.bits[0])
+            if driver.most is not None:
+                row["most_steps"] = driver.most
+            if self.ledger is not None:
+                epsilon = self.ledger.spend(cohorts[i])
+                row |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
+            rows.append(row)
+            if metric := first_not_finite(of_round):
+                return Step(rows, "diverged", Divergence(number, metric))
+        self.first = self.first or rows[0]
+        done = self.done + rounds
+        last = "finished" if done == training.rounds else "spent" if over else None
+        test = driver.test(done - 1) if done % self.block == 0 or last else None
+        if test is not None:
+            params = jax.device_put(self.federation.params, self.devices[0])
+            values = jax.tree.map(np.asarray, self.evaluate(params, test))
+            values.pop("class_loss", None)
+            rows[-1] = with_test(rows[-1], values)
+            if not np.isfinite(values["loss"]):
+                return Step(rows, "diverged", Divergence(done, "test_loss"))
+            accuracy = rows[-1]["test_accuracy"]
+            if accuracy > max(self.accuracies, default=-1.0):
+                self.best = jax.tree.map(np.asarray, self.federation.params)
+            self.accuracies.append(accuracy)
+            stalled = has_stalled(self.accuracies, training.patience, training.min_improvement)
+            last = last or ("plateau" if stalled else None)
+        return Step(rows, last)
+
+    def _adapt(self, row: Row) -> None:
+        """Local steps of the rounds to come."""
+        training = self.experiment.config.training
+        if training.adapt_steps == "none" or self.done % training.adapt_every or self.first is None:
+            return
+        first, now = self.first["loss_before"], row["loss_before"]
+        if first is not None and now is not None:
+            self.driver.most = adacomm(self.first_steps, self.driver.most or self.first_steps, first, now)
+
+    def _try_widths(self) -> None:
+        """Times lane widths, and goes on with the best."""
+        self.undecided = False
+        cohort, key = self.driver.sample_cohort(self.done - 1)
+        tried = tune_lanes(self.driver.round_fn, self.state, cohort, key, candidates(self.driver.slots, self.devices))
+        self.lanes = min(tried, key=lambda n: tried[n])
+        remember(self.known_as, self.lanes)
+        self.driver.use_lanes(self.lanes)
+
+    def _count_what_was_spent(self) -> None:
+        if self.ledger is not None:
+            for ids in self.driver.asked(0, self.done):
+                self.ledger.count(ids)

@@ -1,0 +1,178 @@
+"""What a run reached: numbers, and a verdict in words."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.experiment.history import speed
+from fedjax_sim.report.read import Run, clean, is_number, number, series
+
+STEEP = 2.0  # standard errors from zero, from which on a slope is one
+
+
+class Facts(NamedTuple):
+    """Numbers of a run, None where they were not measured."""
+
+    rounds: int
+    asked_rounds: int | None
+    accuracy: float | None
+    best: float | None
+    best_round: int | None
+    loss: float | None
+    client_loss: float | None
+    clients: int
+    global_accuracy: float | None
+    global_worst_tenth: float | None
+    personal_accuracy: float | None
+    personal_worst_tenth: float | None
+    epsilon: float | None
+    guarantee: str
+    up_bytes: float | None
+    down_bytes: float | None
+    simulated_seconds: float | None
+    seconds: float | None
+    rounds_per_second: float | None
+
+
+def facts(run: Run) -> Facts:
+    """From the summary, and from rows where it says nothing."""
+    rows, told = run.rows, run.summary
+    rounds, accuracies = series(rows, "test_accuracy")
+    best = max(range(len(accuracies)), key=accuracies.__getitem__) if accuracies else None
+    asked = number(run.settings, "training.rounds")
+    own = [run.clients and _clients(run.clients, kind) for kind in ("global", "personal")]
+
+    def of(name: str, otherwise: float | None) -> float | None:
+        found = number(told, name)
+        return otherwise if found is None else found
+
+    def own_of(name: str, kind: int, which: int) -> float | None:
+        found = number(told, "own_tests", name)
+        return found if found is not None or not own[kind] else own[kind][which]
+
+    try:
+        rate = speed(rows)
+    except (KeyError, TypeError):
+        rate = None
+    bits = [sum(series(rows, f"{way}_bits")[1]) / 8 for way in ("uplink", "downlink")]
+    return Facts(
+        rounds=len(rows),
+        asked_rounds=None if asked is None else int(asked),
+        accuracy=accuracies[-1] if accuracies else None,
+        best=None if best is None else accuracies[best],
+        best_round=None if best is None else int(rounds[best]),
+        loss=_last(rows, "test_loss"),
+        client_loss=_last(rows, "loss_before"),
+        clients=len(run.clients) or int(number(told, "own_tests", "clients") or 0),
+        global_accuracy=own_of("global_accuracy", 0, 0),
+        global_worst_tenth=own_of("global_worst_tenth", 0, 1),
+        personal_accuracy=own_of("personal_accuracy", 1, 0),
+        personal_worst_tenth=own_of("personal_worst_tenth", 1, 1),
+        epsilon=_last(rows, "epsilon") if rows else number(told, "epsilon"),
+        guarantee=_guarantee(run),
+        up_bytes=bits[0] if rows else None,
+        down_bytes=bits[1] if rows else None,
+        simulated_seconds=_last(rows, "simulated_seconds"),
+        seconds=of("seconds", _last(rows, "elapsed_seconds")),
+        rounds_per_second=of("rounds_per_second", rate),
+    )
+
+
+def worst_tenth(values: Sequence[float]) -> int:
+    """How many of so many values make up the worst tenth, one at least."""
+    return math.ceil(0.1 * len(values))
+
+
+def _clients(clients: list[dict[str, Any]], kind: str) -> tuple[float, float] | None:
+    values = sorted(row[f"{kind}_accuracy"] for row in clients if is_number(row.get(f"{kind}_accuracy")))
+    if not values:
+        return None
+    return float(np.mean(values)), float(np.mean(values[: worst_tenth(values)]))
+
+
+def _last(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    return next((row[name] for row in reversed(rows) if is_number(row.get(name))), None)
+
+
+def _guarantee(run: Run) -> str:
+    """What is guaranteed, to whom; nothing of a run without privacy."""
+    if isinstance(run.summary.get("privacy"), str):
+        return clean(run.summary["privacy"])
+    if not run.rows or "guarantee" not in run.rows[-1]:
+        return ""
+    return "differential privacy" if is_number(run.rows[-1].get("epsilon")) else "no privacy guarantee"
+
+
+def came_last(run: Run) -> Counter[int]:
+    """In how many rounds each client's message came last, where there is a clock."""
+    return Counter(row["slowest"] for row in run.rows if is_number(row.get("slowest")) and row.get("clients", 0) > 1)
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def verdict(run: Run) -> list[str]:
+    """How it ended and how good the model is, in a few sentences."""
+    found = facts(run)
+    sentences = [ending(run)]
+    if found.accuracy is None:
+        sentences.append("The model was not tested." if run.rows else "")
+    else:
+        at = f" (best {found.best:.1%} in round {found.best_round})" if found.best != found.accuracy else ", its best"
+        sentences += [f"The global model classifies {found.accuracy:.1%} of the test set rightly{at}.", trend(run)]
+    if found.global_accuracy is not None and found.personal_accuracy is not None:
+        tenths = [found.global_worst_tenth, found.personal_worst_tenth]
+        worst = ["" if tenth is None else f" (worst tenth {tenth:.1%})" for tenth in tenths]
+        sentences.append(
+            f"On the own test examples of {found.clients:,} clients the global model reaches "
+            f"{found.global_accuracy:.1%}{worst[0]}, personal models {found.personal_accuracy:.1%}{worst[1]}."
+        )
+    if found.guarantee:
+        spent = f"Epsilon {found.epsilon:.3g} is spent: " if found.epsilon is not None else ""
+        sentences.append(
+            f"{spent}{found.guarantee[0].upper() if not spent else found.guarantee[0]}{found.guarantee[1:]}."
+        )
+    rejected = sum(series(run.rows, "rejected")[1])
+    if rejected:
+        sentences.append(f"{rejected:,.0f} updates were not finite and left out.")
+    return [s for s in sentences if s]
+
+
+def ending(run: Run) -> str:
+    """How far it came, and why no further."""
+    found = facts(run)
+    asked = f" of {found.asked_rounds:,}" if found.asked_rounds else ""
+    many = f"{found.rounds:,}{asked} rounds"
+    if run.status == "diverged":
+        where = run.summary.get("divergence") or {}
+        metric, number_ = clean(where.get("metric", "a loss")), where.get("round", found.rounds)
+        return f"The model diverged: {metric} is not finite in round {clean(number_)}{asked}. A lower learning rate may help."
+    return {
+        "finished": f"Finished {found.rounds:,} rounds.",
+        "spent": f"Stopped by its privacy budget after {many}: one more would have exceeded it.",
+        "interrupted": f"Interrupted after {many}.",
+        "unfinished": f"Unfinished: {many} are there, and no summary. It still runs, or was ended before its time.",
+    }[run.status]
+
+
+def trend(run: Run) -> str:
+    """Whether accuracy still changes over the second half of the evaluations, by the slope of a fitted line."""
+    rounds, values = series(run.rows, "test_accuracy")
+    if len(values) < 8:
+        return "These are too few evaluations to say whether it still improves."
+    x, y = np.asarray(rounds[len(rounds) // 2 :], float), np.asarray(values[len(values) // 2 :], float)
+    span = x[-1] - x[0]
+    if span <= 0:
+        return ""
+    x = (x - x.mean()) / span
+    slope = float(x @ y / (x @ x))  # over all of these rounds
+    rest = y - y.mean() - slope * x
+    error = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x))
+    if abs(slope) < 0.005 or abs(slope) <= STEEP * error:
+        return f"It has levelled off: no clear change over the last {span:,.0f} rounds."
+    change = f"{100 * slope:+.1f} points over the last {span:,.0f} rounds"
+    more = "" if number(run.settings, "privacy.epsilon") else "; more rounds may pay"  # a budget does not grow
+    return f"It still improves: {change}{more}." if slope > 0 else f"It is getting worse: {change}."

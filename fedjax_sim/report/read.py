@@ -1,0 +1,182 @@
+"""A run as plain data, from the files of its folder; what is missing or broken is noted and left out."""
+
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.history import Row, read_history
+
+STATUSES = ("finished", "spent", "diverged", "interrupted")
+NOT_COMPARED = ("output.folder", "output.name")  # where a run lies says nothing about it
+
+
+class Run(NamedTuple):
+    """What lies in a run folder."""
+
+    folder: str
+    name: str
+    status: str  # one of STATUSES, or "unfinished" where no summary says how the run ended
+    rows: list[Row]
+    summary: dict[str, Any]  # empty where there is none
+    settings: dict[str, Any]  # by "section.key"; empty where they cannot be read
+    config: str  # config.toml as it is
+    clients: list[dict[str, Any]]  # of clients.jsonl
+    notes: list[str]  # what was left out, and why
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run in `folder`.
+
+    Raises:
+      InputError: no folder of a run, or a history that cannot be read.
+    """
+    folder, notes = Path(folder), []
+    if not folder.is_dir():
+        raise InputError(f"{clean(folder)}: there is no such folder; give a run's, such as runs/NAME")
+    if not (folder / "history.jsonl").is_file():
+        raise InputError(f"{clean(folder)}: there is no history.jsonl in it; give the folder of a run")
+    try:
+        rows = read_history(folder / "history.jsonl")
+    except UnicodeDecodeError:
+        raise InputError(f"{clean(folder / 'history.jsonl')}: it is not text; give another run") from None
+    for number, row in enumerate(rows, start=1):
+        if not is_number(row["round"]):
+            path = clean(folder / "history.jsonl")
+            raise InputError(f"{path}: round {clean(row['round'])!r} in line {number} is no number; remove the line")
+    if _torn(folder / "history.jsonl"):
+        notes.append("The last line of history.jsonl is cut off and left out.")
+    summary = _summary(folder / "summary.json", notes)
+    config, settings = _config(folder / "config.toml", notes)
+    name = clean(folder.name or folder.resolve().name)
+    status = summary.get("status")
+    status = status if status in STATUSES else "unfinished"
+    clients = _clients(folder / "clients.jsonl", notes)
+    return Run(clean(folder), name, status, rows, summary, settings, config, clients, notes)
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in `folders`, of two at least, each once.
+
+    Raises:
+      InputError: too few, the same twice, or what `read_run` refuses.
+    """
+    if len(folders) < 2:
+        raise InputError(f"runs: {len(folders)} given; give two folders or more, or take `fedjax-sim report` for one")
+    seen: set[Path] = set()
+    for folder in folders:
+        if Path(folder).resolve() in seen:
+            raise InputError(f"{clean(folder)}: it is given twice; leave one out")
+        seen.add(Path(folder).resolve())
+    return [read_run(folder) for folder in folders]
+
+
+def clean(value: Any) -> str:
+    """`value` as text without control characters, which neither terminals nor pages should see."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number, which True is not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(tree: Any, *path: str) -> float | None:
+    """The finite number at `path` in nested tables, None where there is none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree if is_number(tree) else None
+
+
+def series(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
+    """Rounds and values of one quantity, where it is a finite number."""
+    found = [(row["round"], row[name]) for row in rows if is_number(row.get(name))]
+    return [r for r, _ in found], [value for _, value in found]
+
+
+def compared(run: Run) -> dict[str, Any]:
+    """The settings that tell experiments apart: all but where the results lie and the seed of the training."""
+    return {k: v for k, v in run.settings.items() if k not in (*NOT_COMPARED, "training.seed")}
+
+
+def defaults() -> dict[str, Any]:
+    """The value of every setting that has one, where it is not given."""
+    return {k: v for k, v in flat(Config().model_dump()).items() if v is not None}
+
+
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings by "section.key"; lists as tuples, so that they compare."""
+    pairs = [(f"{section}.{key}", value) for section, table in tree.items() if isinstance(table, dict)
+             for key, value in table.items()]  # fmt: skip
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in pairs}
+
+
+def _torn(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(0, 2)
+        if file.tell() == 0:
+            return False
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def _summary(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"summary.json cannot be read ({_reason(error)}): all numbers are from the history.")
+        return {}
+    if not isinstance(found, dict):
+        notes.append("summary.json is no summary: all numbers are from the history.")
+        return {}
+    return found
+
+
+def _config(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
+    text = ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return _printable(text), flat(tomllib.loads(text))
+    except FileNotFoundError:
+        notes.append("There is no config.toml: what was trained is not known.")
+    except (OSError, ValueError) as error:
+        notes.append(f"config.toml cannot be read ({_reason(error)}): settings are left out.")
+    return _printable(text), {}
+
+
+def _clients(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        notes.append(f"clients.jsonl cannot be read ({_reason(error)}): clients' tests are left out.")
+        return []
+    rows, broken = [], 0
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and is_number(row.get("client")) and is_number(row.get("global_accuracy")):
+            rows.append(row)
+        else:
+            broken += 1
+    if broken:
+        notes.append(f"{broken} of {broken + len(rows)} lines of clients.jsonl are no client's test and left out.")
+    return rows
+
+
+def _printable(text: str) -> str:
+    return "\n".join(clean(line) for line in text.splitlines())
+
+
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return clean(" ".join(str(reason or type(error).__name__).split()))[:120]

@@ -1,0 +1,165 @@
+"""Runs that are stopped or killed, and taken up again: what they leave is what the uninterrupted run leaves."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import one_line
+from runs import QUICK, commands
+
+from fedjax_sim import InputError
+from fedjax_sim.experiment import checkpoint
+from fedjax_sim.experiment.config import load_config
+from fedjax_sim.experiment.folder import locked
+from fedjax_sim.experiment.history import read_history
+from fedjax_sim.experiment.loop import has_stalled
+from fedjax_sim.experiment.run import resume, run
+
+ROUNDS = 6
+COMMON = (*QUICK, f"training.rounds={ROUNDS}", "training.evaluate_every=2", "training.local_steps=2")
+CLOCK = ("network.profiles=lognormal", "network.dropout=0.2")
+KINDS = {
+    "asynchronous, compressed": (*CLOCK, "network.policy=asynchronous", "network.buffer=3", "algorithm.name=scaffold",
+                                 "compression.uplink=top_k", "compression.feedback=ef21", "compression.lazy=0.5"),
+    "private, adaptive": ("privacy.mechanism=gaussian", "privacy.clip_norm=0.5", "privacy.noise_multiplier=1.0",
+                          "privacy.adaptive=true", "training.sampling=poisson"),
+    "matrix noise": ("privacy.mechanism=matrix", "privacy.clip_norm=0.5", "privacy.noise_multiplier=1.0",
+                     "training.sampling=round_robin"),
+    "streamed, on disk": (*CLOCK, "execution.memory=stream", "execution.client_memory=disk", "algorithm.name=ditto",
+                          "algorithm.server_schedule=cosine", "compression.downlink=half",
+                          "data.local_test_fraction=0.2"),
+    "steps that follow the loss": (*CLOCK, "training.adapt_steps=adacomm", "training.adapt_every=2",
+                                   "algorithm.name=fedadam"),
+}  # fmt: skip
+
+
+def left(folder: Path) -> tuple[list[Any], dict[str, Any], Any]:
+    """What a run leaves but for times: rows, summary, and the clients' own tests."""
+    rows = [{k: v for k, v in row.items() if k != "elapsed_seconds"} for row in read_history(folder / "history.jsonl")]
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("folder", "seconds", "start_seconds", "rounds_per_second"):
+        del summary[name]
+    clients = folder / "clients.jsonl"
+    return rows, summary, clients.read_text() if clients.exists() else None
+
+
+class After:
+    """Asks for an end once so many more calls were made."""
+
+    def __init__(self, calls: int):
+        self.calls = calls
+
+    def __call__(self) -> bool:
+        self.calls -= 1
+        return self.calls <= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_anywhere_goes_on_bit_by_bit(tmp_path: Path, kind: str) -> None:
+    """Stopped after its first round, and again after each call that follows."""
+    overrides = [*COMMON, *KINDS[kind], f"output.folder={tmp_path}", "output.checkpoint_every=2"]
+    run(load_config(None, [*overrides, "output.name=whole"]))
+    summary = run(load_config(None, [*overrides, "output.name=parts"]), stop=After(1))
+    folder, done = tmp_path / "parts", [1]
+    assert (summary.status, summary.rounds) == ("interrupted", 1)
+    while summary.status == "interrupted":
+        assert checkpoint.rounds_saved(folder)
+        summary = resume(folder, stop=After(1 if len(done) < 2 else 2))
+        done.append(summary.rounds)
+    assert done[:2] == [1, 2]
+    assert done[-1] == ROUNDS
+    assert left(folder) == left(tmp_path / "whole")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    rng, settings = np.random.default_rng(0), (
+        *QUICK, "training.rounds=70", "training.evaluate_every=5", "training.local_steps=2", *CLOCK,
+        "algorithm.name=scaffold", "execution.client_memory=disk", "compression.uplink=sign",
+        "compression.feedback=classic", "output.checkpoint_every=1", "training.clients_per_round=4",
+    )  # fmt: skip
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}  # fmt: skip
+    with commands(**cache) as command:
+        status, _, err = command(tmp_path, "run", *arguments, "--set", "output.name=whole")
+        assert (status, err) == (0, "")
+        folder, kills, torn = tmp_path / "runs" / "killed", 0, 0
+        history, begun = folder / "history.jsonl", ("run", *arguments, "--set", "output.name=killed")
+        for attempt in range(60):
+            again = ("resume", "runs/killed") if (folder / "config.toml").exists() else begun
+            watched = str(history) if attempt % 4 else ""  # every fourth dies wherever it is, maybe before it trains
+            status, _, err = command(tmp_path, *again, watched=watched, seconds=float(rng.uniform(0.0, 0.5)))
+            if status == 0:
+                break
+            assert (status, err) == (-9, "")
+            kills += 1
+            text = history.read_text() if history.exists() else ""
+            torn += any(not path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+            assert kills < 20 or len(text) > 0
+            if kills == 20:
+                break
+            if kills == 10 and text:  # as if the power had gone while a line was written
+                history.write_text(text + '{"round": 9')
+            shutil.rmtree(folder, ignore_errors=True) if not (folder / "config.toml").exists() else None
+        assert kills == 20
+        status, _, err = command(tmp_path, "resume", "runs/killed")
+        assert (status, err) == (0, "")
+    assert left(folder) == left(tmp_path / "runs" / "whole")
+
+
+def test_the_budget_and_a_plateau_end_a_resumed_run_where_they_would_have(tmp_path: Path) -> None:
+    assert not has_stalled([0.1, 0.2], 2, 0.0)
+    assert has_stalled([0.5, 0.4, 0.5], 2, 0.0)
+    assert not has_stalled([0.5, 0.4, 0.51], 2, 0.0)
+    assert has_stalled([0.5, 0.4, 0.51], 2, 0.02)
+    overrides = [*QUICK, "training.rounds=9", "training.evaluate_every=1", "training.patience=2",
+                 "training.min_improvement=0.9", f"output.folder={tmp_path}"]  # fmt: skip
+    whole = run(load_config(None, [*overrides, "output.name=whole"]))
+    assert (whole.status, whole.rounds) == ("plateau", 3)
+    run(load_config(None, [*overrides, "output.name=parts"]), stop=After(2))
+    assert resume(tmp_path / "parts").status == "plateau"
+    assert left(tmp_path / "parts") == left(tmp_path / "whole")
+
+
+def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
+    overrides = [*QUICK, f"output.folder={tmp_path}"]
+    with pytest.raises(InputError) as error:
+        resume(tmp_path)
+    one_line(error, str(tmp_path), "config.toml")
+    run(load_config(None, [*overrides, "output.name=ended"]))
+    with pytest.raises(InputError) as error:
+        resume(tmp_path / "ended")
+    one_line(error, "ended (finished)")
+    run(load_config(None, [*overrides, "output.name=broken"]), stop=After(2))
+    folder = tmp_path / "broken"
+    with locked(folder), pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, "another process")
+    shutil.copytree(folder, tmp_path / "short")
+    (tmp_path / "short" / "history.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(InputError) as error:
+        resume(tmp_path / "short")
+    one_line(error, "history.jsonl", "round")
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace('name = "logistic"', 'name = "mlp"'))
+    with pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, "checkpoints", "remove it")
+    (folder / "config.toml").write_text(text.replace("# jax ", "# jax 0.0."))
+    with pytest.warns(UserWarning, match=r"begun elsewhere \(jax 0\.0\.") as warned:
+        assert resume(folder).status == "finished"
+    assert len(warned) == 1
+
+
+def test_a_run_folder_is_repeated_under_another_name(tmp_path: Path) -> None:
+    first = run(load_config(None, [*QUICK, f"output.folder={tmp_path}", "output.name=first"]))
+    again = run(load_config(first.folder))
+    assert again.folder != first.folder
+    rows, _, _ = left(Path(again.folder))
+    assert rows == left(Path(first.folder))[0]
