@@ -105,17 +105,16 @@ def report(
     """Prints what a run reached, and writes it as one page of HTML; unfinished runs, too."""
     from rich.console import Console
 
+    from fedjax_sim.report.facts import facts
     from fedjax_sim.report.page import report_page, writable, write_page
     from fedjax_sim.report.read import read_run
     from fedjax_sim.report.tables import overview, printed
 
     found = read_run(folder)
-    path = writable(output or folder / "report.html")
-    console = Console()
-    printed(console, overview(found), heading=False)
-    for note in found.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Written to {write_page(path, report_page(found))}", highlight=False, markup=False, soft_wrap=True)
+    path, reached, console = writable(output or folder / "report.html"), facts(found), Console()
+    printed(console, overview(found, reached), heading=False)
+    for line in [*found.notes, f"Written to {write_page(path, report_page(found, reached))}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -215,6 +215,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         (
             "report",
             "report.read",
+            "report.words",
             "report.facts",
             "report.compare",
             "report.figures",

@@ -108,9 +108,8 @@ def write(folder: Path, rows: list[dict[str, Any]], *overrides: str, **files: An
     """A run folder; `files` are the contents of summary and clients."""
     folder.mkdir()
     (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (folder / "config.toml").write_text(
-        to_toml(load_config(None, [f"training.rounds={max(len(rows), 1)}", *overrides]))
-    )
+    config = load_config(None, [f"training.rounds={max(len(rows), 1)}", *overrides])
+    (folder / "config.toml").write_text(to_toml(config))
     if "summary" in files:
         (folder / "summary.json").write_text(json.dumps({"status": "finished", **files["summary"]}))
     if "clients" in files:
@@ -119,7 +118,8 @@ def write(folder: Path, rows: list[dict[str, Any]], *overrides: str, **files: An
 
 
 def page(folder: Path) -> Page:
-    return Page(report_page(read_run(folder))).check()
+    run = read_run(folder)
+    return Page(report_page(run, facts(run))).check()
 
 
 def seeds(tmp_path: Path, name: str, accuracies: list[float], *overrides: str) -> list[Path]:
@@ -196,6 +196,18 @@ def test_a_private_run(runs: dict[str, tuple[Path, Trained]]) -> None:
         assert words in titles
 
 
+def test_many_clients(tmp_path: Path) -> None:
+    clients = [{"client": i, "name": f"ward {i}", "test_examples": 9, "global_accuracy": i / 100,
+                "personal_accuracy": 0.5} for i in range(50)]  # fmt: skip
+    rows = [row(i, 0.5, per_client={"ids": [0, *range(i, i + 10)]}) for i in range(1, 60)]
+    found = page(write(tmp_path / "run", rows, summary={}, clients=clients))
+    assert "2.0%" in found.cells  # the worst tenth: 0 to 4 %
+    assert "shaded: the worst tenth under the global model, 5 of 50." in "".join(found.words)
+    assert {"ward 0", "ward 19"} <= set(found.cells)
+    assert "ward 20" not in found.cells
+    assert "69 clients were seen." in "".join(found.words)
+
+
 # --- what runs end like ----------------------------------------------------------------------------------------------
 
 
@@ -205,6 +217,9 @@ def test_a_private_run(runs: dict[str, tuple[Path, Trained]]) -> None:
         ([row(1), row(2, 0.5)], None, "Unfinished: 2 of 9 rounds are there"),
         ([], None, "Unfinished: 0 of 9 rounds"),
         ([row(1)], {"status": "interrupted"}, "Interrupted after 1 of 9 rounds."),
+        ([row(1)], {"status": "plateau"}, "Stopped after 1 of 9 rounds, for accuracy had stopped improving."),
+        ([row(1)], {"status": "new"}, "Ended as 'new' after 1 of 9 rounds."),
+        ([row(1)], {"rounds": 3}, "summary.json is of 3 rounds, the history has 1"),
         ([row(1)], {"status": "spent"}, "Stopped by its privacy budget after 1 of 9 rounds"),
         ([row(1), row(2, loss_before=None)], {"status": "diverged", "divergence": {"round": 2, "metric": "drift"}},
          "The model diverged: drift is not finite in round 2"),
@@ -228,7 +243,7 @@ def test_every_end_is_said(tmp_path: Path, rows: list, summary: dict | None, wor
 def test_whether_it_still_improves(tmp_path: Path, values: list[float], words: str) -> None:
     run = read_run(write(tmp_path / "run", [row(i + 1, v) for i, v in enumerate(values)]))
     assert trend(run) == words
-    assert words in verdict(run)
+    assert words in verdict(run, facts(run))
 
 
 # --- what may be wrong with files ------------------------------------------------------------------------------------
@@ -268,7 +283,8 @@ def test_broken_files_are_left_out_with_a_note(tmp_path: Path) -> None:
 
 def test_values_of_other_types_are_left_out(tmp_path: Path) -> None:
     odd = {"loss_before": "low", "uplink_bits": None, "elapsed_seconds": None, "test_accuracy": True, "slowest": [1],
-           "per_client": {"ids": "all", "late": [None]}, "epsilon": float("nan"), "test_class_accuracy": {}}  # fmt: skip
+           "per_client": {"ids": "all", "late": [None]}, "epsilon": float("nan"), "test_class_accuracy": {},
+           "drift": 10**400}  # fmt: skip
     folder = write(tmp_path / "run", [row(1, 0.4), row(2, 0.5, **odd)], summary={"own_tests": 3, "seconds": "1"})
     assert "40.0%" in page(folder).cells
 
@@ -313,7 +329,7 @@ def test_replicates_have_a_mean_a_deviation_and_a_paired_interval(tmp_path: Path
     assert [r[0] for r in table.rows] == ["0.1", "0.5"]
     column = table.header.index("test accuracy")
     assert [r[column] for r in table.rows] == ["55.0 ± 5.0%", "60.0 ± 3.5%"]
-    assert [r[column + 1] for r in table.rows] == ["–", "+5.0 ± 6.6"]
+    assert [r[column + 1] for r in table.rows] == ["-", "+5.0 ± 6.6"]
     drawn = Page(comparison_page(groups, notes)).check()
     assert {"55.0 ± 5.0%", "+5.0 ± 6.6"} <= set(drawn.cells)
     text = "".join(drawn.words)
@@ -331,7 +347,7 @@ def test_only_what_differs_is_a_column(tmp_path: Path) -> None:
     assert [g.label for g in groups] == ["fedavg", "scaffold"]  # alpha is not set in one of them
     text = Page(comparison_page(groups, [])).check().words
     assert any("unfinished" in word for word in text)
-    found = difference(*groups)
+    found = difference(groups[0], groups[1])
     assert found is not None
     assert found.half_width is None
 
@@ -342,7 +358,7 @@ def test_seeds_that_do_not_match_have_no_interval_and_twins_count_once(tmp_path:
     groups, notes = group(read_runs([*folders, twin]))
     assert len(notes) == 1
     assert "twin is left out" in notes[0]
-    found = difference(*groups)
+    found = difference(groups[0], groups[1])
     assert found is not None
     assert (found.half_width, found.points) == (None, pytest.approx(15))
     assert any("without an interval" in words for words in tables.explained(groups))

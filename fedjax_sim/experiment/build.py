@@ -1,8 +1,8 @@
 """From a configuration to the things it names: data, federation, model, algorithm."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import optax
@@ -56,7 +56,7 @@ def build(config: Config) -> Experiment:
     config, phases, sampler = make_federation(_with_defaults(config))
     phases, model = _poisoned(config, phases), _model(config, phases[0].data)
     data = phases[0].data
-    factory, options = _recipe(config)
+    factory, options = recipe(config)
     algorithm = _made(factory, model, options)
     of_examples = config.privacy.mechanism == DP_SGD  # which makes the algorithm anew
     algorithm = algorithm if of_examples else compressed(config.compression, algorithm)
@@ -125,14 +125,39 @@ def _server_rate(config: Config) -> Any:
     return optax.linear_schedule(rate, 0.0, rounds) if config.algorithm.server_schedule == "linear" else rate
 
 
-def _recipe(config: Config) -> tuple[Callable[..., Algorithm], dict[str, Any]]:
-    """The factory of the algorithm, and all that it is given beside the loss."""
-    given, factory = config.algorithm, ALGORITHMS[config.algorithm.name]
-    rate = _server_rate(config)
+def recipe(config: Config, traced: Mapping[str, Any] | None = None) -> tuple[Callable[..., Algorithm], dict[str, Any]]:
+    """The factory of the algorithm, and all that it is given beside the loss.
+
+    Args:
+      config: settled.
+      traced: settings of [algorithm] that are taken from here instead, such as `learning_rate`; they may be traced.
+    """
+    given, factory, traced = config.algorithm, ALGORITHMS[config.algorithm.name], traced or {}
+    rate = traced.get("server_learning_rate", _server_rate(config))
     own = "server_tx" not in inspect.signature(factory).parameters
     server = {"server_learning_rate": rate} if own else {"server_tx": optax.sgd(rate)}
-    client_tx = optax.sgd(given.learning_rate, momentum=given.momentum or None)
-    return factory, {"client_tx": client_tx, **server, **_options(given, "algorithm", factory, _COMMON)}
+    momentum = traced.get("momentum", given.momentum or None)
+    client_tx = optax.sgd(traced.get("learning_rate", given.learning_rate), momentum=momentum)
+    options = _options(given, "algorithm", factory, _COMMON)
+    options |= {name: value for name, value in traced.items() if name in options}
+    return factory, {"client_tx": client_tx, **server, **options}
+
+
+def continuous(config: Config) -> frozenset[str]:
+    """Settings of [algorithm] that `recipe` takes traced: numbers that change no shape."""
+    factory = ALGORITHMS[config.algorithm.name]
+    hints = get_type_hints(factory)
+    options = {name for name in inspect.signature(factory).parameters if jax.Array in get_args(hints[name])}
+    constant = {"server_learning_rate"} if config.algorithm.server_schedule == "constant" else set()
+    known = options & set(type(config.algorithm).model_fields)
+    return frozenset((known - {"server_learning_rate"}) | {"learning_rate", "momentum"} | constant)
+
+
+def assemble(config: Config, model: Model, num_clients: int, traced: Mapping[str, Any], seed: Any) -> Algorithm:
+    """The algorithm of a settled configuration without privacy, with settings and the run's seed that may be traced."""
+    factory, options = recipe(config, traced)
+    algorithm = compressed(config.compression, factory(model.loss_fn, **options))
+    return _with_attack(config, with_downlink(config.compression, algorithm, seed), num_clients)
 
 
 def _made(factory: Callable[..., Algorithm], model: Model, options: dict[str, Any]) -> Algorithm:

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from typing import Any
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.algorithm import Algorithm
@@ -39,7 +40,7 @@ def compressed(given: Compression, algorithm: Algorithm) -> Algorithm:
     return algorithm if compressor is None else compressed_messages(algorithm, compressor)
 
 
-def with_downlink(given: Compression, algorithm: Algorithm, seed: int) -> Algorithm:
+def with_downlink(given: Compression, algorithm: Algorithm, seed: Any) -> Algorithm:
     """`algorithm` with the downlink that [compression] asks for."""
     compressor = _compressor(given, "downlink")
     return algorithm if compressor is None else compressed_broadcast(algorithm, compressor, seed=seed)

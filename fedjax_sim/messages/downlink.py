@@ -1,6 +1,6 @@
 """Compression of what the server broadcasts."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Shown(NamedTuple):
     sent: Array  # int32[], broadcasts so far
 
 
-def compressed_broadcast(algorithm: Algorithm, compressor: Transform, *, seed: int = 0) -> Algorithm:
+def compressed_broadcast(algorithm: Algorithm, compressor: Transform, *, seed: Any = 0) -> Algorithm:
     """`algorithm` whose server broadcasts what is new in the model, compressed.
 
     Server and clients both hold the model `x` as the clients know it, the initial one at first. After a round that led
@@ -34,7 +34,7 @@ def compressed_broadcast(algorithm: Algorithm, compressor: Transform, *, seed: i
     Args:
       algorithm: whose clients send once a round.
       compressor: of a tree shaped like the model.
-      seed: of a random compressor's draws.
+      seed: of a random compressor's draws; may be traced.
 
     Raises:
       InputError: an algorithm whose clients send twice a round, or that broadcasts a part of the model only.

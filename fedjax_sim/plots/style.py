@@ -33,7 +33,7 @@ def panel(axis: Any, title: str, label: str) -> Any:
 
 
 def svg(figure: Any, name: str, title: str) -> str:
-    """The figure as an SVG element to be put into a page; ids begin with `name`, so those of two figures never clash."""
+    """The figure as an SVG element of a page, with a title; ids begin with `name`, so that no two figures' clash."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -47,4 +47,5 @@ def svg(figure: Any, name: str, title: str) -> str:
     wide = f'style="max-width:{1.6 * float(size[1]):.0f}pt"' if size else ""
     head, _, body = text.partition(">")
     head = re.sub(r' (width|height)="[\d.]+pt"', "", head)
-    return f'{head} role="img" aria-labelledby="{name}-title" {wide}><title id="{name}-title">{escape(title)}</title>{body}'
+    told = f'<title id="{name}-title">{escape(title)}</title>'
+    return f'{head} role="img" aria-labelledby="{name}-title" {wide}>{told}{body}'

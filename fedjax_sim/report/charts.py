@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fedjax_sim.plots.style import BLUE, GREEN, ORANGE, svg
 from fedjax_sim.report.facts import came_last, worst_tenth
 from fedjax_sim.report.figures import HEIGHT, Figure, clocked, costs, legend, lines, plain, start, thin
-from fedjax_sim.report.read import Run, clean, is_number, series
+from fedjax_sim.report.read import Run, clean, is_number, number, series
 
 NAMED = 40  # clients up to which each has a row with its name
 
@@ -36,8 +36,8 @@ def clients(run: Run) -> Figure | None:
     caption = "Accuracy on each client's own test examples, sorted by that of the global model; "
     count = worst_tenth(rows)
     caption += f"shaded: the worst tenth under the global model, {count} of {len(rows)}."
-    kinds = [(kind, [(i, row[f"{kind}_accuracy"]) for i, row in enumerate(rows) if is_number(row.get(f"{kind}_accuracy"))])
-             for kind in ("global", "personal")]  # fmt: skip
+    kinds = [(kind, [(i, row[name]) for i, row in enumerate(rows) if is_number(row.get(name))])
+             for kind, name in (("global", "global_accuracy"), ("personal", "personal_accuracy"))]  # fmt: skip
     few = len(rows) <= NAMED
     height = max(HEIGHT, 0.9 + 0.19 * len(rows)) if few else HEIGHT
     figure, axis = start("Accuracy of each client", "" if few else "accuracy", "accuracy" if few else "client, sorted",
@@ -46,10 +46,11 @@ def clients(run: Run) -> Figure | None:
     shade(-0.5, count - 0.5, color=ORANGE, alpha=0.12, linewidth=0)
     for kind, points in kinds:
         place, value = thin([i for i, _ in points], [v for _, v in points])
-        style = {"color": BLUE if kind == "global" else GREEN, "marker": "o" if kind == "global" else "D"}
-        size = 4.5 if few else 2
         across, up = (value, place) if few else (place, value)
-        axis.plot(across, up, label=f"{kind} model", linestyle="", markersize=size, alpha=0.85, **style)
+        style = {"color": BLUE, "marker": "o", "markersize": 6.5 if few else 3, "fillstyle": "none"}  # a ring, for both
+        if kind == "personal":  # to be seen where they agree
+            style = {"color": GREEN, "marker": "D", "markersize": 3.2 if few else 1.6}
+        axis.plot(across, up, label=f"{kind} model", linestyle="", **style)
     shares = axis.xaxis if few else axis.yaxis
     shares.set_major_formatter(lambda value, _: f"{value:.0%}")
     if few:
@@ -103,10 +104,10 @@ def participation(run: Run, found: list[Part]) -> Figure | None:
 def privacy(run: Run) -> list[Figure | None]:
     """Epsilon, clipping, and what the noise leaves of the signal."""
     rows = run.rows
-    budget = run.settings.get("privacy.epsilon")
+    budget = number(run.settings, "privacy.epsilon")
     rounds, spent = series(rows, "epsilon")
     drawn = [("spent", rounds, spent)]
-    if rounds and is_number(budget):
+    if rounds and budget is not None:
         drawn.append(("budget", [rounds[0], rounds[-1]], [budget, budget]))
     both = [row for row in rows if is_number(row.get("noise_norm")) and is_number(row.get("signal_norm"))]
     both = [row for row in both if row["noise_norm"] > 0]
@@ -118,7 +119,7 @@ def privacy(run: Run) -> list[Figure | None]:
         lines("clip-norm", "Clip norm", "norm", [(None, *_varying(*series(rows, "clip_norm")))],
               "It follows the clients' updates.", from_zero=True),
         lines("signal", "Signal to noise", "ratio of norms", [(None, [row["round"] for row in both], ratio)],
-              "Norm of the clients' summed messages over that of the noise; where it is far below 1, rounds are mostly noise.",
+              "Norm of the clients' summed messages over that of the noise; far below 1, rounds are mostly noise.",
               from_zero=True),
     ]  # fmt: skip
 

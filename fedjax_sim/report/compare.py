@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.report.facts import Facts, facts
-from fedjax_sim.report.read import Run, clean, compared, series
+from fedjax_sim.report.read import Run, compared, number, series
+from fedjax_sim.report.words import value_text
 
 
 class Group(NamedTuple):
@@ -46,25 +47,14 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     differing = [key for key in names if any(tree.get(key) != trees[0].get(key) for tree in trees)]
     groups = []
     for m, tree in zip(members, trees, strict=True):
-        ordered = sorted(m, key=lambda r: (str(type(seed(r))), seed(r) or 0))
+        ordered = sorted(m, key=lambda r: seed(r) or 0)
         groups.append(Group("", ordered, [facts(run) for run in ordered], {key: tree.get(key) for key in differing}))
     return [g._replace(label=label) for g, label in zip(groups, _labels(groups), strict=True)], notes
 
 
 def seed(run: Run) -> Any:
-    """The seed of its training."""
-    return run.settings.get("training.seed")
-
-
-def value_text(value: Any) -> str:
-    """A setting as one reads it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(value_text, value)) + "]"
-    return clean(value) or '""'
+    """The seed of its training, None where it is not known."""
+    return number(run.settings, "training.seed")
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:

@@ -43,15 +43,16 @@ def facts(run: Run) -> Facts:
     rounds, accuracies = series(rows, "test_accuracy")
     best = max(range(len(accuracies)), key=accuracies.__getitem__) if accuracies else None
     asked = number(run.settings, "training.rounds")
-    own = [run.clients and _clients(run.clients, kind) for kind in ("global", "personal")]
+    own = [_clients(run.clients, kind) for kind in ("global", "personal")]
 
     def of(name: str, otherwise: float | None) -> float | None:
         found = number(told, name)
         return otherwise if found is None else found
 
     def own_of(name: str, kind: int, which: int) -> float | None:
+        computed = own[kind]
         found = number(told, "own_tests", name)
-        return found if found is not None or not own[kind] else own[kind][which]
+        return found if found is not None or computed is None else computed[which]
 
     try:
         rate = speed(rows)
@@ -81,7 +82,7 @@ def facts(run: Run) -> Facts:
     )
 
 
-def worst_tenth(values: Sequence[float]) -> int:
+def worst_tenth(values: Sequence[Any]) -> int:
     """How many of so many values make up the worst tenth, one at least."""
     return math.ceil(0.1 * len(values))
 
@@ -108,16 +109,15 @@ def _guarantee(run: Run) -> str:
 
 def came_last(run: Run) -> Counter[int]:
     """In how many rounds each client's message came last, where there is a clock."""
-    return Counter(row["slowest"] for row in run.rows if is_number(row.get("slowest")) and row.get("clients", 0) > 1)
+    return Counter(row["slowest"] for row in run.rows if is_number(row.get("slowest")) and row.get("clients") != 1)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def verdict(run: Run) -> list[str]:
+def verdict(run: Run, found: Facts) -> list[str]:
     """How it ended and how good the model is, in a few sentences."""
-    found = facts(run)
-    sentences = [ending(run)]
+    sentences = [ending(run, found)]
     if found.accuracy is None:
         sentences.append("The model was not tested." if run.rows else "")
     else:
@@ -141,21 +141,23 @@ def verdict(run: Run) -> list[str]:
     return [s for s in sentences if s]
 
 
-def ending(run: Run) -> str:
+def ending(run: Run, found: Facts) -> str:
     """How far it came, and why no further."""
-    found = facts(run)
     asked = f" of {found.asked_rounds:,}" if found.asked_rounds else ""
     many = f"{found.rounds:,}{asked} rounds"
     if run.status == "diverged":
-        where = run.summary.get("divergence") or {}
+        where = run.summary.get("divergence")
+        where = where if isinstance(where, dict) else {}
         metric, number_ = clean(where.get("metric", "a loss")), where.get("round", found.rounds)
-        return f"The model diverged: {metric} is not finite in round {clean(number_)}{asked}. A lower learning rate may help."
+        what = f"{metric} is not finite in round {clean(number_)}{asked}"
+        return f"The model diverged: {what}. A lower learning rate may help."
     return {
         "finished": f"Finished {found.rounds:,} rounds.",
         "spent": f"Stopped by its privacy budget after {many}: one more would have exceeded it.",
+        "plateau": f"Stopped after {many}, for accuracy had stopped improving.",
         "interrupted": f"Interrupted after {many}.",
         "unfinished": f"Unfinished: {many} are there, and no summary. It still runs, or was ended before its time.",
-    }[run.status]
+    }.get(run.status, f"Ended as {run.status!r} after {many}.")
 
 
 def trend(run: Run) -> str:

@@ -1,7 +1,7 @@
 """Figures of one run or of several, each one panel that is readable on a phone, as SVG."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ def thin(x: Sequence[float], y: Sequence[float], most: int = POINTS) -> tuple[li
         return list(x), list(y)
     values, kept = np.asarray(y, float), {0, len(y) - 1}
     edges = np.linspace(0, len(y), max((most - 2) // 2, 1) + 1).astype(int)
-    for first, after in zip(edges[:-1], edges[1:], strict=True):
+    for first, after in pairwise(edges.tolist()):
         part = values[first:after]
         kept |= {int(first + part.argmin()), int(first + part.argmax())}
     order = sorted(kept)
@@ -128,14 +128,15 @@ def movement(run: Run) -> list[Figure | None]:
     rows = run.rows
     return [
         lines("norms", "Size of the updates", "L2 norm",
-              [("mean over clients", *series(rows, "update_norm")), ("their aggregate", *series(rows, "aggregate_norm"))],
+              [("mean over clients", *series(rows, "update_norm")),
+               ("their aggregate", *series(rows, "aggregate_norm"))],
               "An aggregate far below the mean: updates cancel each other. With noise, the aggregate holds it.",
               from_zero=True),
         lines("cosine", "Agreement of clients", "cosine", [(None, *series(rows, "cosine"))],
               "Mean cosine of a client's update to the aggregate: 1 all point the same way, 0 they are unrelated."),
         lines("diversity", "Gradient diversity", "ratio", [(None, *series(rows, "gradient_diversity"))],
-              "Mean squared norm of updates over the squared norm of their mean: 1 where all agree, about the number of "
-              "clients where updates are unrelated."),
+              "Mean squared norm of updates over the squared norm of their mean: 1 where all agree, about the "
+              "number of clients where updates are unrelated."),
         lines("drift", "Drift", "L2 norm", [(None, *series(rows, "drift"))],
               "How far clients end from the model they received, on average.", from_zero=True),
     ]  # fmt: skip
@@ -166,9 +167,8 @@ def by_class(run: Run) -> Figure | None:
         between = (centers[1:] + centers[:-1]) / 2
         edges = np.concatenate([2 * centers[:1] - between[:1], between, 2 * centers[-1:] - between[-1:]])
         means = np.column_stack([part.mean(1) for part in parts])
-        image = axis.pcolormesh(
-            edges, np.arange(classes + 1) - 0.5, means, cmap=colormaps["viridis"].resampled(40), vmin=0, vmax=1
-        )
+        colors = colormaps["viridis"].resampled(40)
+        image = axis.pcolormesh(edges, np.arange(classes + 1) - 0.5, means, cmap=colors, vmin=0, vmax=1)
         bar = figure.colorbar(image, ax=axis, format=lambda value, _: f"{value:.0%}")
         bar.ax.tick_params(labelsize=8)
     if classes <= 40:

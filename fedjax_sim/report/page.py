@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from fedjax_sim._validate import InputError
 from fedjax_sim.report import charts, figures, tables
 from fedjax_sim.report.compare import Group, difference
-from fedjax_sim.report.facts import ending, verdict
+from fedjax_sim.report.facts import Facts, ending, verdict
 from fedjax_sim.report.figures import Figure
 from fedjax_sim.report.read import Run, clean
 from fedjax_sim.report.tables import Table
 
-MOODS = {"finished": "", "spent": "", "diverged": "bad", "interrupted": "warn", "unfinished": "warn"}
+MOODS = {"diverged": "bad", "interrupted": "warn", "unfinished": "warn"}
 
 
 class Folded(NamedTuple):
@@ -43,13 +43,13 @@ class Page(NamedTuple):
     sections: list[Section]
 
 
-def report_page(run: Run) -> str:
+def report_page(run: Run, found: Facts) -> str:
     """The page of one run."""
     parts = charts.parts(run)
     by_class, clients = figures.by_class(run), charts.clients(run)
     config = [Folded("The whole configuration", run.config)] if run.config else []
     sections = [
-        Section("results", "Results", tables=[tables.overview(run)]),
+        Section("results", "Results", tables=[tables.overview(run, found)]),
         _section("curves", "Accuracy and loss", figures.curves(run)),
         _section("movement", "What clients do to the model", figures.movement(run)),
         _section("by-class", "Accuracy by class", [by_class]),
@@ -60,7 +60,8 @@ def report_page(run: Run) -> str:
         _section("settings", "Settings", [], tables.changed(run))._replace(folded=config),
         _section("environment", "Environment", [], [tables.environment(run)]),
     ]
-    return _render(Page(_title(run), run.folder, MOODS[run.status], verdict(run), run.notes, _filled(sections)))
+    mood, told = MOODS.get(run.status, ""), verdict(run, found)
+    return _render(Page(_title(run), run.folder, mood, told, run.notes, _filled(sections)))
 
 
 def comparison_page(groups: Sequence[Group], notes: Sequence[str]) -> str:
@@ -75,7 +76,7 @@ def comparison_page(groups: Sequence[Group], notes: Sequence[str]) -> str:
         Section("settings", "Configurations", folded=[
             Folded(f"{g.label}: {g.runs[0].folder}", g.runs[0].config) for g in groups if g.runs[0].config]),
     ]  # fmt: skip
-    mood = "warn" if any(MOODS[run.status] for run in runs) else ""
+    mood = "warn" if any(run.status in MOODS for run in runs) else ""
     title = f"{len(groups)} experiments compared" if len(groups) > 1 else f"{groups[0].label}: {len(runs)} seeds"
     subtitle = ", ".join(run.folder for run in runs)
     return _render(Page(title, subtitle, mood, comparison_verdict(groups), [*notes, *found], _filled(sections)))
@@ -107,7 +108,8 @@ def comparison_verdict(groups: Sequence[Group]) -> list[str]:
                 f"{to}, {low:+.1f} to {high:+.1f} at 95 % over {found.seeds} paired seeds"
                 f"{'.' if sure else ': that may be chance.'}"
             )
-    sentences += [f"{run.name}: {ending(run)}" for g in groups for run in g.runs if MOODS[run.status]]
+    every = [pair for g in groups for pair in zip(g.runs, g.facts, strict=True)]
+    sentences += [f"{run.name}: {ending(run, found)}" for run, found in every if run.status in MOODS]
     return sentences
 
 

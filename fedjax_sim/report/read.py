@@ -1,18 +1,16 @@
 """A run as plain data, from the files of its folder; what is missing or broken is noted and left out."""
 
 import json
-import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.history import Row, read_history
 
-STATUSES = ("finished", "spent", "diverged", "interrupted")
-NOT_COMPARED = ("output.folder", "output.name")  # where a run lies says nothing about it
+_NUMBERS, _HUGE = (int, float), 1e300
 
 
 class Run(NamedTuple):
@@ -20,7 +18,7 @@ class Run(NamedTuple):
 
     folder: str
     name: str
-    status: str  # one of STATUSES, or "unfinished" where no summary says how the run ended
+    status: str  # as the summary has it, or "unfinished" where it does not say how the run ended
     rows: list[Row]
     summary: dict[str, Any]  # empty where there is none
     settings: dict[str, Any]  # by "section.key"; empty where they cannot be read
@@ -44,17 +42,19 @@ def read_run(folder: str | Path) -> Run:
         rows = read_history(folder / "history.jsonl")
     except UnicodeDecodeError:
         raise InputError(f"{clean(folder / 'history.jsonl')}: it is not text; give another run") from None
-    for number, row in enumerate(rows, start=1):
+    for line, row in enumerate(rows, start=1):
         if not is_number(row["round"]):
             path = clean(folder / "history.jsonl")
-            raise InputError(f"{path}: round {clean(row['round'])!r} in line {number} is no number; remove the line")
+            raise InputError(f"{path}: round {clean(row['round'])!r} in line {line} is no number; remove the line")
     if _torn(folder / "history.jsonl"):
         notes.append("The last line of history.jsonl is cut off and left out.")
     summary = _summary(folder / "summary.json", notes)
     config, settings = _config(folder / "config.toml", notes)
     name = clean(folder.name or folder.resolve().name)
-    status = summary.get("status")
-    status = status if status in STATUSES else "unfinished"
+    status = clean(summary["status"]) if isinstance(summary.get("status"), str) else "unfinished"
+    told = number(summary, "rounds")
+    if told is not None and told != len(rows):
+        notes.append(f"summary.json is of {told:,.0f} rounds, the history has {len(rows):,}: it may still run.")
     clients = _clients(folder / "clients.jsonl", notes)
     return Run(clean(folder), name, status, rows, summary, settings, config, clients, notes)
 
@@ -80,27 +80,28 @@ def clean(value: Any) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, which True is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a finite number, which True is not, and not of absurd size."""
+    return value.__class__ in _NUMBERS and -_HUGE < value < _HUGE
 
 
 def number(tree: Any, *path: str) -> float | None:
     """The finite number at `path` in nested tables, None where there is none."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree if is_number(tree) else None
+    found: Any = tree
+    return found if is_number(found) else None
 
 
 def series(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     """Rounds and values of one quantity, where it is a finite number."""
-    found = [(row["round"], row[name]) for row in rows if is_number(row.get(name))]
-    return [r for r, _ in found], [value for _, value in found]
+    found = [row for row in rows if is_number(row.get(name))]
+    return [row["round"] for row in found], [row[name] for row in found]
 
 
 def compared(run: Run) -> dict[str, Any]:
-    """The settings that tell experiments apart: all but where the results lie and the seed of the training."""
-    return {k: v for k, v in run.settings.items() if k not in (*NOT_COMPARED, "training.seed")}
+    """The settings that tell experiments apart: all but what is written where, and the seed of the training."""
+    return {k: v for k, v in run.settings.items() if not k.startswith("output.") and k != "training.seed"}
 
 
 def defaults() -> dict[str, Any]:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim.report.charts import Part, names
-from fedjax_sim.report.compare import Group, difference, of_group, value_text
-from fedjax_sim.report.facts import Facts, came_last, facts
+from fedjax_sim.report.compare import Group, difference, of_group
+from fedjax_sim.report.facts import Facts, came_last
 from fedjax_sim.report.read import Run, clean, defaults, is_number
+from fedjax_sim.report.words import NONE, duration, share, short, size, value_text
 
 LISTED = 20  # clients in a table at most
 
@@ -18,36 +19,6 @@ class Table(NamedTuple):
     rows: list[list[str]]
     left: int = 1
     caption: str = ""
-
-
-# --- numbers as text -------------------------------------------------------------------------------------------------
-
-
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def size(value: float | None) -> str:
-    """Bytes in decimal units."""
-    if value is None:
-        return "–"
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= length:
-            return f"{value / length:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    for unit, length in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 FACTS = {  # what is in a table for each run or group, and how it is written
@@ -71,9 +42,8 @@ FACTS = {  # what is in a table for each run or group, and how it is written
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-def overview(run: Run, found: Facts | None = None) -> Table:
+def overview(run: Run, found: Facts) -> Table:
     """What a run reached, a line each."""
-    found = found or facts(run)
     of = f" of {found.asked_rounds:,}" if found.asked_rounds else ""
     rows = [["status", run.status], ["rounds", f"{found.rounds:,}{of}"]]
     for name, (label, text) in FACTS.items():
@@ -114,8 +84,8 @@ def slowest(run: Run, parts: Sequence[Part]) -> Table | None:
         rows = [[str(known.get(c, c)), f"{n:,}"] for c, n in came_last(run).most_common(LISTED)]
         return Table(["client", "came last in rounds"], rows, 1, "Whose message came last most often") if rows else None
     found = sorted(parts, key=lambda p: (-p.last, -p.late - p.dropped, p.client))[:LISTED]
-    rows = [[str(known.get(p.client, p.client)), *(f"{n:,}" for n in (p.last, p.asked or 0, p.counted, p.late, p.dropped))]
-            for p in found]  # fmt: skip
+    rows = [[str(known.get(p.client, p.client)),
+             *(f"{n:,}" for n in (p.last, p.asked or 0, p.counted, p.late, p.dropped))] for p in found]  # fmt: skip
     header = ["client", "came last", "asked", "counted", "late", "dropped"]
     return Table(header, rows, 1, "Rounds of each client, the slowest first")
 
@@ -196,8 +166,8 @@ def explained(groups: Sequence[Group]) -> list[str]:
 def members(groups: Sequence[Group]) -> Table:
     """Every run by itself."""
     rows = [
-        [g.label, run.name, value_text(run.settings.get("training.seed")), run.status, f"{f.rounds:,}", share(f.accuracy),
-         share(f.best), short(f.loss)]
+        [g.label, run.name, value_text(run.settings.get("training.seed")), run.status, f"{f.rounds:,}",
+         share(f.accuracy), share(f.best), short(f.loss)]
         for g in groups for run, f in zip(g.runs, g.facts, strict=True)
     ]  # fmt: skip
     return Table(["of", "run", "seed", "status", "rounds", "test accuracy", "best", "test loss"], rows, 4)
@@ -205,7 +175,7 @@ def members(groups: Sequence[Group]) -> Table:
 
 def _mean(found: tuple[float, float | None] | None, text: Any) -> str:
     if found is None:
-        return "–"
+        return NONE
     mean, deviation = found
     if deviation is None or text not in (share, short):
         return text(mean)
@@ -214,7 +184,7 @@ def _mean(found: tuple[float, float | None] | None, text: Any) -> str:
 
 def _difference(first: Group, other: Group) -> str:
     if other is first or (found := difference(first, other)) is None:
-        return "–"
+        return NONE
     if found.half_width is None:
         return f"{found.points:+.1f}"
     return f"{found.points:+.1f} ± {found.half_width:.1f}"

@@ -1,0 +1,155 @@
+"""Sweeps: a grid or a random sample of settings, over seeds; what is done stays done when one is stopped."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.build import build
+from fedjax_sim.experiment.config import Config, to_toml
+from fedjax_sim.experiment.folder import CONFIG, locked
+from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, grouped, state_bytes
+
+RESULTS = "sweep.jsonl"
+
+
+class Done(NamedTuple):
+    """One trial."""
+
+    settings: dict[str, Any]
+    rounds: list[int]  # after which it was tested
+    accuracy: list[float | None]
+    loss: list[float | None]
+    sent_bits: int  # by clients and server
+    seconds: float  # on the simulated clock, if there is one
+
+
+class Line(NamedTuple):
+    """One setting over its seeds."""
+
+    settings: dict[str, Any]  # without the seed
+    seeds: int
+    last: float  # mean accuracy at the end
+    spread: float  # its standard deviation over seeds, NaN for one
+    best: float  # mean over seeds of the best accuracy on the way
+
+
+def over_seeds(trials: Sequence[Settings], first: int, seeds: int) -> list[dict[str, Any]]:
+    """Each trial with seeds from `first` on."""
+    return [{**trial, SEED: first + i} for trial in trials for i in range(seeds)]
+
+
+def sweep(
+    config: Config,
+    trials: Sequence[Settings],
+    folder: Path,
+    devices: list[Any],
+    *,
+    width: int | None = None,
+    told: Callable[[int, int, int, int], None] = lambda done, trials, rounds, total: None,
+) -> list[Done]:
+    """Runs all trials that `folder` has no result of yet, and returns all, in their order.
+
+    Trials that differ in seeds and in numbers of [algorithm] alone are one compiled program.
+
+    Args:
+      config: what all have in common.
+      trials: settings by path.
+      folder: for `sweep.jsonl`, a line a trial, written as soon as its group has ended.
+      devices: the trials are dealt to them.
+      width: as in `make_many`.
+      told: how it goes: trials done, of how many, and rounds done of the group that runs, of how many.
+
+    Raises:
+      InputError: a trial that does not fit, a folder that cannot be made or is in use, or results of other settings.
+    """
+    grouped(config, trials)  # all are known to be possible before the first one runs
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
+    with locked(folder):
+        _same_base(folder / CONFIG, config)
+        found = _read(folder / RESULTS)
+        missing = [settings for settings in trials if _key(settings) not in found]
+        done = len(trials) - len(missing)
+        for group in grouped(config, missing):
+            experiment = build(group.config)
+            most = max(1, int(STATE_BYTES // max(state_bytes(experiment), 1)))
+            program = Program(experiment, group.varied, devices, slots=min(most, len(group.places)), width=width)
+            for first in range(0, len(group.places), most):
+                part = [missing[place] for place in group.places[first : first + most]]
+                program.load(part)
+                progress = []
+                for reached in program:
+                    progress.append(reached)
+                    told(done, len(trials), reached.rounds, experiment.config.training.rounds)
+                results = [_result(settings, progress, i) for i, settings in enumerate(part)]
+                with open(folder / RESULTS, "a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(result._asdict()) + "\n" for result in results)
+                found |= {_key(result.settings): result for result in results}
+                done += len(results)
+    return [found[_key(settings)] for settings in trials]
+
+
+def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Done:
+    return Done(
+        dict(settings),
+        [p.rounds for p in progress],
+        [_finite(p.accuracy[place]) for p in progress],
+        [_finite(p.loss[place]) for p in progress],
+        int(progress[-1].sent_bits[place]),
+        float(progress[-1].seconds[place]),
+    )
+
+
+def _same_base(path: Path, config: Config) -> None:
+    """Notes what the trials have in common, or checks that it is what they had."""
+    text = to_toml(config)
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{path}: the trials there had another configuration; give another folder, or that one's")
+
+
+def table(results: Sequence[Done]) -> list[Line]:
+    """Means over seeds, the best first."""
+    lines: dict[str, list[Done]] = {}
+    for result in results:
+        rest = {path: value for path, value in result.settings.items() if path != SEED}
+        lines.setdefault(_key(rest), []).append(result)
+    found = []
+    for mine in lines.values():
+        last = np.array([math.nan if r.accuracy[-1] is None else r.accuracy[-1] for r in mine])
+        best = np.array([max((a for a in r.accuracy if a is not None), default=math.nan) for r in mine])
+        settings = {path: value for path, value in mine[0].settings.items() if path != SEED}
+        spread = float(last.std(ddof=1)) if len(mine) > 1 else math.nan
+        found.append(Line(settings, len(mine), float(last.mean()), spread, float(best.mean())))
+    return sorted(found, key=lambda line: -1.0 if math.isnan(line.last) else line.last, reverse=True)
+
+
+def _key(settings: Settings) -> str:
+    return json.dumps(dict(sorted(settings.items())), default=list)
+
+
+def _finite(value: Any) -> float | None:
+    return float(f"{float(value):.7g}") if math.isfinite(value) else None
+
+
+def _read(path: Path) -> dict[str, Done]:
+    """Results by their settings; a last line cut off in the writing is left out, of the file too."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole), encoding="utf-8")
+    try:
+        results = [Done(**json.loads(line)) for line in whole]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: it holds no results of a sweep ({error}); give another folder") from None
+    return {_key(result.settings): result for result in results}

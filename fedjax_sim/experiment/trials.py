@@ -1,0 +1,250 @@
+"""Trials: one experiment under many settings and seeds, those that share a structure as one compiled program."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.core.cohort import select
+from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.evaluate import make_evaluation
+from fedjax_sim.core.host import memory_bytes
+from fedjax_sim.core.many import make_many
+from fedjax_sim.core.round import init, make_round, wire_bits
+from fedjax_sim.core.types import PyTree
+from fedjax_sim.data.sampling import Sampler, draw_rounds
+from fedjax_sim.experiment.build import Experiment, assemble, continuous
+from fedjax_sim.experiment.clock import make_simulation
+from fedjax_sim.experiment.config import Config, parse_config
+from fedjax_sim.experiment.federation import held_out_examples
+from fedjax_sim.models import build_model
+
+STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most
+SEED = "training.seed"
+Settings = Mapping[str, Any]  # by path, `SEED` among them
+
+
+class Progress(NamedTuple):
+    """What trials have reached after some rounds, arrays [T]."""
+
+    rounds: int
+    accuracy: np.ndarray
+    loss: np.ndarray
+    train_loss: np.ndarray  # mean over clients of the last round, on their first batches
+    sent_bits: np.ndarray  # by clients and server, since the start
+    seconds: np.ndarray  # on the simulated clock, 0 without one
+
+
+class Group(NamedTuple):
+    """Trials that share a structure."""
+
+    places: list[int]  # in the list of trials
+    config: Config  # of the first
+    varied: tuple[str, ...]  # settings of [algorithm] that are traced
+
+
+class Ground(NamedTuple):
+    """What is trained on, and what the global model is tested on."""
+
+    sampler: Sampler
+    test: dict[str, Any]
+
+
+def with_settings(config: Config, settings: Settings) -> Config:
+    """`config` under these settings.
+
+    Raises:
+      InputError: one line for the first that does not fit.
+    """
+    tree = config.model_dump(exclude_none=True)
+    for path, value in settings.items():
+        section, _, key = path.partition(".")
+        tree.setdefault(section, {})[key] = value
+    return parse_config(tree)
+
+
+def grouped(config: Config, trials: Sequence[Settings]) -> list[Group]:
+    """Trials by what must be compiled for them: all but seeds and `continuous` settings. Under privacy all settings
+    count, for noise is calibrated on the host.
+
+    Raises:
+      InputError: a trial that does not fit.
+    """
+    groups: dict[str, Group] = {}
+    for place, settings in enumerate(trials):
+        mine = with_settings(config, settings)
+        alone = mine.privacy.mechanism != "none"
+        free = frozenset() if alone else continuous(mine)
+        varied = tuple(sorted(path for path in settings if path.removeprefix("algorithm.") in free))
+        rest = {path: value for path, value in settings.items() if path not in varied and (alone or path != SEED)}
+        key = repr((sorted(rest.items(), key=lambda item: item[0]), varied))
+        groups.setdefault(key, Group([], mine, varied)).places.append(place)
+    return list(groups.values())
+
+
+def own_ground(experiment: Experiment) -> Ground:
+    """The experiment's own cohorts, and its test set.
+
+    Raises:
+      InputError: it has nothing to test on.
+    """
+    test = held_out_examples(experiment.data)
+    if test is None:
+        raise InputError("data.name: there is nothing to test on; set data.local_test_fraction")
+    return Ground(experiment.sampler, test)
+
+
+def state_bytes(experiment: Experiment) -> float:
+    """About how much one run takes."""
+    model, clients = experiment.model.params, experiment.data.num_clients
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
+    return memory_bytes(experiment.algorithm, model, clients) * clients + 4.0 * size
+
+
+class Program:
+    """Runs of one structure, `slots` of them at most, advanced together. Compiled once, however often it is loaded."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        varied: Sequence[str],
+        devices: list[Any],
+        *,
+        slots: int,
+        width: int | None = None,
+        ground: Ground | None = None,
+    ):
+        """Prepares the functions.
+
+        Args:
+          experiment: what the runs have in common.
+          varied: settings that differ and are traced.
+          devices: the runs are dealt to them.
+          slots: runs at once.
+          width: as in `make_many`.
+          ground: instead of the experiment's own.
+
+        Raises:
+          InputError: data that change over rounds, or messages that may be stale.
+        """
+        if len(experiment.phases) > 1:
+            raise InputError("heterogeneity.drift: runs whose data change are not swept as one; leave it out")
+        if experiment.simulation is not None and experiment.simulation.turns is not None:
+            raise InputError("network.policy: runs whose messages may be stale are not swept as one; take another")
+        if experiment.config.training.adapt_steps != "none":
+            raise InputError("training.adapt_steps: runs whose steps follow their loss are not swept; leave it out")
+        self.experiment, self.varied, self.devices = experiment, tuple(varied), devices
+        self.ground = ground or own_ground(experiment)
+        self.slots = -(-slots // len(devices)) * len(devices)
+        training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients
+        self.block = min(training.evaluate_every, training.rounds)
+        evaluate = make_evaluation(model.metric_fn)
+        private = experiment.private
+        work: dict[str, Any] = {name: getattr(training, name) for name in ("batch_size", "local_epochs", "local_steps")}
+        work |= {"lanes": 1 if devices[0].platform == "cpu" else None, "devices": [jax.local_devices()[0]]}
+        work |= {"local_sampling": private.local_sampling if private else "epochs"}
+
+        def algorithm(values: dict[str, Any], seed: Any) -> Any:
+            return experiment.algorithm if private else assemble(experiment.config, model, clients, values, seed)
+
+        def advance(state: Any, given: Any, shared: Any) -> tuple[Any, Any]:
+            values, seed, key, cohorts, most_steps = given
+            population, test, rounds = shared
+            round_fn = make_round(algorithm(values, seed), **work)
+
+            def one(i: Any, carry: Any) -> Any:
+                state, _, sent = carry
+                cohort = select(population, cohorts[i])._replace(most_steps=most_steps[i])
+                state, metrics = round_fn(state, cohort, key)
+                weight = metrics.examples / jnp.maximum(metrics.examples.sum(), 1)
+                bits = metrics.uplink_bits
+                sent += jnp.stack([(bits >> 16).sum(), (bits & 0xFFFF).sum()])  # exact, where one sum would overflow
+                return state, jnp.sum(weight * metrics.loss_before), sent
+
+            start = (state, jnp.float32(0), jnp.zeros(2, jnp.uint32))
+            state, loss, sent = jax.lax.fori_loop(0, rounds, one, start)
+            scores = evaluate(state.params, test)
+            return state, {"accuracy": scores["accuracy"], "loss": scores["loss"], "train_loss": loss, "sent": sent}
+
+        self.start = jax.jit(jax.vmap(lambda params, values, seed: init(algorithm(values, seed), params, clients)))
+        self.many = make_many(advance, devices=devices, width=width)
+        test = jax.tree.map(jnp.asarray, self.ground.test)
+        self.shared = replicate((experiment.data.population(), test), devices)
+        self.tables: dict[int, Iterator[Any]] = {}
+
+    def load(self, trials: Sequence[Settings]) -> None:
+        """Begins these, as many as there are slots at most."""
+        self.count = len(trials)
+        padded = [*trials, *[trials[-1]] * (self.slots - self.count)]
+        self.seeds = [int(settings.get(SEED, self.experiment.config.training.seed)) for settings in padded]
+        self.active = np.arange(self.slots) < self.count
+        names = [path.removeprefix("algorithm.") for path in self.varied]
+        values = {name: np.array([s[f"algorithm.{name}"] for s in padded], np.float32) for name in names}
+        different = dict.fromkeys(self.seeds)
+        models = {seed: self._params(seed) for seed in different}
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *(models[seed] for seed in self.seeds))
+        seeds = np.array(self.seeds, np.uint32)
+        self.states = self.start(params, values, seeds)
+        self.given = (values, seeds, jax.vmap(jax.random.key)(seeds))
+        self.tables = {seed: self._rounds(seed) for seed in different}
+        self.done, self.sent, self.seconds = 0, np.zeros(self.slots, np.int64), np.zeros(self.slots)
+
+    def _params(self, seed: int) -> PyTree:
+        """The initial model, which no trial of another seed shares."""
+        experiment = self.experiment
+        if seed == experiment.config.training.seed:
+            return jax.tree.map(np.asarray, experiment.model.params)
+        given, data = experiment.config.model, experiment.data
+        model = build_model(given.name, data.input_shape, data.classes or 0, hidden=given.hidden, seed=seed)
+        return jax.tree.map(np.asarray, model.params)
+
+    def _rounds(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, float]]:
+        """Who trains in each round, their steps at most, how many received the model, and the clock after it."""
+        experiment, most = self.experiment, np.iinfo(np.int32).max
+        if experiment.simulation is None:
+            number = 0
+            while True:
+                ids = draw_rounds(self.ground.sampler, seed, number, 1)[0]
+                yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()), 0.0
+                number += 1
+        config = with_settings(experiment.config, {SEED: seed})
+        given = (experiment.data, experiment.algorithm, experiment.model.params, self.ground.sampler, ())
+        _, simulation = make_simulation(config, *given)
+        assert simulation is not None
+        for step in simulation.schedule(None):
+            ids, steps = np.full(simulation.slots, -1, np.int32), np.zeros(simulation.slots, np.int32)
+            ids[: len(step.begun)], steps[: len(step.begun)] = step.begun, step.begun_steps
+            yield ids, steps, len(step.asked), step.seconds
+
+    def advance(self) -> Progress:
+        """Up to the next evaluation; runs that were dropped stay where they are."""
+        rounds = min(self.block, self.experiment.config.training.rounds - self.done)
+        drawn = {seed: list(islice(table, rounds)) for seed, table in self.tables.items()}
+        ids, steps, asked, clock = zip(*([*zip(*drawn[seed], strict=True)] for seed in self.seeds), strict=True)
+        tables = tuple(np.pad(np.array(t, np.int32), ((0, 0), (0, self.block - rounds), (0, 0)), constant_values=-1)
+                       for t in (ids, steps))  # fmt: skip
+        shared = (*self.shared, jnp.int32(rounds))
+        self.states, found = self.many(self.states, (*self.given, *tables), shared, self.active)
+        found = jax.tree.map(np.asarray, found)
+        self.done += rounds
+        broadcast = np.array([sum(each) for each in asked], np.int64) * self._downlink_bits()
+        self.sent += np.where(self.active, found["sent"].astype(np.int64) @ np.array([2**16, 1]) + broadcast, 0)
+        self.seconds = np.where(self.active, [each[-1] for each in clock], self.seconds)
+        arrays = (found["accuracy"], found["loss"], found["train_loss"], self.sent, self.seconds)
+        return Progress(self.done, *(array[: self.count].copy() for array in arrays))
+
+    def _downlink_bits(self) -> int:
+        experiment = self.experiment
+        return wire_bits(experiment.algorithm, experiment.model.params, experiment.data.num_clients)[0]
+
+    def drop(self, places: Sequence[int]) -> None:
+        """Ends these runs, by their places among those that were loaded."""
+        self.active[list(places)] = False
+
+    def __iter__(self) -> Iterator[Progress]:
+        while self.done < self.experiment.config.training.rounds and self.active.any():
+            yield self.advance()
