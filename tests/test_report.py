@@ -278,7 +278,9 @@ def test_broken_files_are_left_out_with_a_note(tmp_path: Path) -> None:
     assert "75.0%" in found.cells  # of the client that is there
     (folder / "config.toml").unlink()
     (folder / "summary.json").write_text('["finished"]')
-    assert "There is no config.toml" in "".join(page(folder).words)
+    notes = read_run(folder).notes
+    assert any("There is no config.toml" in note for note in notes)
+    assert any("summary.json is no summary" in note for note in notes)
 
 
 def test_values_of_other_types_are_left_out(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.history import Row, speed
 from fedjax_sim.experiment.run import Reporter
 from fedjax_sim.experiment.summary import Summary
+from fedjax_sim.experiment.sweep import Line
 
 LINES, LEAST_SECONDS = 10, 2.0  # about how many plain lines a run prints, and how far apart they are at least
 STATUS = {"finished": 0, "plateau": 0, "spent": 0, "diverged": 3, "interrupted": 130}  # exit status of the command
@@ -105,6 +107,46 @@ def plain(console: Console, rounds: int) -> Reporter:
             _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {rates}")
 
     return Reporter(built, advanced, lambda: None)
+
+
+@contextmanager
+def counting(console: Console, noun: str) -> Iterator[Callable[[int, int, int, int], None]]:
+    """What is told of things done, of how many, and of the rounds of those that run: a line at times."""
+    printed, began = [-LEAST_SECONDS], time.monotonic()
+
+    def tell(done: int, total: int, rounds: int, all_rounds: int) -> None:
+        now = time.monotonic()
+        if now - printed[0] >= LEAST_SECONDS:
+            printed[0] = now
+            _print(console, f"{noun} {done}/{total}: round {rounds}/{all_rounds}, {now - began:.0f} s")
+
+    yield tell
+
+
+@contextmanager
+def searching(console: Console) -> Iterator[Callable[[int, int, float], None]]:
+    """What is told of trials done, of how many, and of the best value: a line each time."""
+    began = time.monotonic()
+
+    def tell(done: int, total: int, best: float) -> None:
+        spent = time.monotonic() - began
+        _print(console, f"trial {done}/{total}: best {best:.1%} on held-out clients, {spent:.0f} s")
+
+    yield tell
+
+
+def ranking(lines: Sequence[Line]) -> Table:
+    """Settings by accuracy, the best first."""
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for path in lines[0].settings:
+        shown.add_column(path, justify="right", overflow="fold")
+    for name in ("accuracy", "over seeds", "best on the way"):
+        shown.add_column(name, justify="right")
+    for line in lines:
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.settings.values()]
+        spread = "" if line.seeds == 1 else f"± {line.spread:.1%} of {line.seeds}"
+        shown.add_row(*values, f"{line.last:.1%}", spread, f"{line.best:.1%}")
+    return shown
 
 
 @contextmanager

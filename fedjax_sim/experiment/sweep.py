@@ -73,7 +73,7 @@ def sweep(
     except OSError as error:
         raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
     with locked(folder):
-        _same_base(folder / CONFIG, config)
+        same_base(folder / CONFIG, config)
         found = _read(folder / RESULTS)
         missing = [settings for settings in trials if _key(settings) not in found]
         done = len(trials) - len(missing)
@@ -107,7 +107,7 @@ def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Don
     )
 
 
-def _same_base(path: Path, config: Config) -> None:
+def same_base(path: Path, config: Config) -> None:
     """Notes what the trials have in common, or checks that it is what they had."""
     text = to_toml(config)
     if not path.exists():

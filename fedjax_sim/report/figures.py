@@ -169,6 +169,7 @@ def by_class(run: Run) -> Figure | None:
         means = np.column_stack([part.mean(1) for part in parts])
         colors = colormaps["viridis"].resampled(40)
         image = axis.pcolormesh(edges, np.arange(classes + 1) - 0.5, means, cmap=colors, vmin=0, vmax=1)
+        image.set_edgecolor("face")  # no seams
         bar = figure.colorbar(image, ax=axis, format=lambda value, _: f"{value:.0%}")
         bar.ax.tick_params(labelsize=8)
     if classes <= 40:

@@ -16,6 +16,7 @@ from fedjax_sim.report.read import Run, clean
 from fedjax_sim.report.tables import Table
 
 MOODS = {"diverged": "bad", "interrupted": "warn", "unfinished": "warn"}
+SPOKEN, LISTED = 4, 6  # experiments that are spoken of one by one, and runs named at the top
 
 
 class Folded(NamedTuple):
@@ -78,7 +79,8 @@ def comparison_page(groups: Sequence[Group], notes: Sequence[str]) -> str:
     ]  # fmt: skip
     mood = "warn" if any(run.status in MOODS for run in runs) else ""
     title = f"{len(groups)} experiments compared" if len(groups) > 1 else f"{groups[0].label}: {len(runs)} seeds"
-    subtitle = ", ".join(run.folder for run in runs)
+    subtitle = ", ".join(run.folder for run in runs[:LISTED])
+    subtitle += f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
     return _render(Page(title, subtitle, mood, comparison_verdict(groups), [*notes, *found], _filled(sections)))
 
 
@@ -94,7 +96,7 @@ def comparison_verdict(groups: Sequence[Group]) -> list[str]:
         sentences.append(f"{best[1].label} has the highest {mean}test accuracy at the end, {best[0]:.1%}.")
     else:
         sentences.append(f"The mean test accuracy at the end is {best[0]:.1%}.")
-    for g in groups[1:]:
+    for g in groups[1:] if len(groups) <= SPOKEN else ():  # of more, the table says it
         found = difference(groups[0], g)
         if found is None:
             continue
@@ -108,8 +110,10 @@ def comparison_verdict(groups: Sequence[Group]) -> list[str]:
                 f"{to}, {low:+.1f} to {high:+.1f} at 95 % over {found.seeds} paired seeds"
                 f"{'.' if sure else ': that may be chance.'}"
             )
-    every = [pair for g in groups for pair in zip(g.runs, g.facts, strict=True)]
-    sentences += [f"{run.name}: {ending(run, found)}" for run, found in every if run.status in MOODS]
+    every = [pair for g in groups for pair in zip(g.runs, g.facts, strict=True) if pair[0].status in MOODS]
+    sentences += [f"{run.name}: {ending(run, found)}" for run, found in every[:SPOKEN]]
+    if len(every) > SPOKEN:
+        sentences.append(f"{len(every) - SPOKEN} more runs did not finish; see below.")
     return sentences
 
 

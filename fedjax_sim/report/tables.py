@@ -153,6 +153,8 @@ def explained(groups: Sequence[Group]) -> list[str]:
             "Differences of the last test accuracy to the first row are paired by seed, with the 95 % interval by "
             "Student's t; an interval that holds 0 leaves open which is better."
         )
+    if sum(d.half_width is not None for d in pairs) > 3:
+        words.append("Each interval is by itself: of twenty, one misses by chance.")
     if any(d.half_width is None for d in pairs):
         words.append("Differences without an interval are of means: fewer than two seeds are in both.")
     if len({f.rounds for g in groups for f in g.facts}) > 1:

@@ -1,0 +1,236 @@
+"""Bayesian optimization of settings with Optuna, in batches that are one compiled program each.
+
+The objective is the accuracy of the global model on clients that are held out: neither trained on nor of the test set.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.data.sampling import Sampler, make_sampler
+from fedjax_sim.experiment.build import Experiment, build
+from fedjax_sim.experiment.config import Config, to_toml
+from fedjax_sim.experiment.folder import CONFIG, locked
+from fedjax_sim.experiment.space import Choice, Range, Space
+from fedjax_sim.experiment.sweep import same_base
+from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, with_settings
+
+STUDY, BEST = "study.db", "best.toml"
+SAMPLERS = ("tpe", "gp", "random")
+HELD_OUT = 0.2  # of the clients
+
+
+class Budget(NamedTuple):
+    """What a trial may cost, beside the rounds of the configuration; what it reached within that counts."""
+
+    bits: float = math.inf  # sent by clients and server
+    seconds: float = math.inf  # on the simulated clock
+
+
+class Tuned(NamedTuple):
+    """What a study has found."""
+
+    best: dict[str, Any]  # settings by path
+    value: float  # accuracy on held-out clients
+    complete: int  # trials
+    pruned: int
+    file: Path  # a configuration with the best settings
+
+
+def held_out_clients(experiment: Experiment, share: float = HELD_OUT) -> Ground:
+    """Cohorts of the other clients, and the examples of a random share of them, at least one, to test on.
+
+    Raises:
+      InputError: fewer than two clients, or cohorts that the rest cannot fill.
+    """
+    data, training = experiment.data, experiment.config.training
+    if data.num_clients < 2:
+        raise InputError("data.clients: 1 cannot be trained on and held out; give at least 2")
+    order = np.random.default_rng(experiment.config.data.seed).permutation(data.num_clients)
+    count = max(1, min(round(share * data.num_clients), data.num_clients - 1))
+    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    offsets = np.concatenate([[0], np.cumsum(np.asarray(data.sizes)[rest])])
+    cohort = min(training.clients_per_round or 1, len(rest))
+    network = experiment.config.network
+    if experiment.private is not None:
+        raise InputError("privacy.mechanism: its noise counts on all clients, and tuning holds some out; leave it out")
+    if network.availability != "always" or network.policy == "over_select":
+        raise InputError(
+            "network.availability: who can be reached is drawn of all, and tuning holds some out; leave it out, and "
+            "over-selection too"
+        )
+    inner = make_sampler(training.sampling, offsets, cohort)
+
+    def draw(seed: int, round: int) -> np.ndarray:
+        ids = inner.draw(seed, round)
+        return np.where(ids >= 0, rest[np.maximum(ids, 0)], -1).astype(np.int32)
+
+    rows = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in held])
+    test = {field: np.asarray(array[rows]) for field, array in data.examples.items()}
+    return Ground(Sampler(inner.slots, draw), test)
+
+
+def tune(
+    config: Config,
+    space: Space,
+    folder: Path,
+    devices: list[Any],
+    *,
+    trials: int,
+    batch: int = 8,
+    seeds: int = 1,
+    sampler: str = "tpe",
+    seed: int = 0,
+    prune: bool = True,
+    budget: Budget | None = None,
+    told: Callable[[int, int, float], None] = lambda done, trials, best: None,
+) -> Tuned:
+    """Searches for settings, and goes on where an earlier search in the same folder ended.
+
+    Args:
+      config: what all trials have in common.
+      space: what is searched.
+      folder: for `study.db`, which Optuna's own tools read, and `best.toml`.
+      devices: the runs are dealt to them.
+      trials: that the study is to have in the end, pruned ones included.
+      batch: asked for together and run as one program, as far as they share a structure.
+      seeds: runs of each trial, from `training.seed` on, whose mean counts.
+      sampler: "tpe", "gp" (which needs PyTorch) or "random".
+      seed: of the sampler.
+      prune: stop trials that are worse than the median of those before them, at each evaluation.
+      budget: what a trial may cost.
+      told: how it goes: trials done, of how many, and the best value so far.
+
+    Raises:
+      InputError: a setting that does not fit, a sampler that is not there, or a folder with another study.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    budget = budget or Budget()
+    _check(space, sampler)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
+    with locked(folder):
+        same_base(folder / CONFIG, config)
+        url = f"sqlite:///{(folder / STUDY).absolute()}"
+        study = optuna.create_study(
+            storage=url, study_name="fedjax_sim", direction="maximize", load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=batch) if prune else optuna.pruners.NopPruner(),
+        )  # fmt: skip
+        for old in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(old.number, state=optuna.trial.TrialState.FAIL)  # of a process that was killed
+        programs: dict[Any, Program] = {}
+        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        while (done := len(study.get_trials(deepcopy=False, states=ended))) < trials:
+            study.sampler = _sampler(sampler, seed + done, batch)
+            asked = [study.ask() for _ in range(min(batch, trials - done))]
+            settings = [{path: _suggested(trial, path, entry) for path, entry in space.items()} for trial in asked]
+            for group in grouped(config, settings):
+                mine = [asked[place] for place in group.places]
+                runs = [{**settings[p], SEED: config.training.seed + s} for p in group.places for s in range(seeds)]
+                key = repr(
+                    (group.varied, {k: v for k, v in settings[group.places[0]].items() if k not in group.varied})
+                )
+                if key not in programs:
+                    experiment = build(group.config)
+                    programs[key] = Program(
+                        experiment, group.varied, devices, slots=batch * seeds, ground=held_out_clients(experiment)
+                    )
+                _run(study, programs[key], mine, runs, seeds, budget)
+            told(len(study.get_trials(deepcopy=False, states=ended)), trials, _best(study))
+        if _best(study) == -math.inf:
+            raise InputError(f"{folder}: no trial came to an end within its budget; raise the budget")
+        best = {path: _native(study.best_params[path]) for path in space}
+        (folder / BEST).write_text(to_toml(with_settings(config, best)), encoding="utf-8")
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+        return Tuned(best, study.best_value, states.count(ended[0]), states.count(ended[1]), folder / BEST)
+
+
+def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings], seeds: int, budget: Budget) -> None:
+    """Trains, reports at each evaluation, drops what is hopeless or has spent its budget, and tells the results."""
+    from optuna.trial import TrialState
+
+    program.load(runs)
+    values: dict[int, float] = {}  # of the latest evaluation within the budget
+    open_trials = set(range(len(asked)))
+    for reached in program:
+        for i in sorted(open_trials):
+            lanes = slice(i * seeds, (i + 1) * seeds)
+            if _cost(reached, lanes, budget) > 1:
+                open_trials.discard(i)
+            else:
+                values[i] = float(np.nan_to_num(reached.accuracy[lanes]).mean())
+                asked[i].report(values[i], reached.rounds)
+                if asked[i].should_prune() and reached.rounds < program.experiment.config.training.rounds:
+                    open_trials.discard(i)
+                    study.tell(asked[i], state=TrialState.PRUNED)
+                    values.pop(i)
+            if i not in open_trials:
+                program.drop(range(lanes.start, lanes.stop))
+    told = {trial.number for trial in study.get_trials(deepcopy=False, states=[TrialState.PRUNED])}
+    for i, trial in enumerate(asked):
+        if trial.number not in told:
+            study.tell(trial, values[i]) if i in values else study.tell(trial, 0.0)
+
+
+def _cost(reached: Progress, lanes: slice, budget: Budget) -> float:
+    """As a share of the budget."""
+    return max(reached.sent_bits[lanes].mean() / budget.bits, reached.seconds[lanes].mean() / budget.seconds)
+
+
+def _check(space: Space, sampler: str) -> None:
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler: {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+    if not space:
+        raise InputError("--over: nothing to search; give one, algorithm.learning_rate=log:1e-3..1 say")
+    for path, entry in space.items():
+        if path == SEED:
+            raise InputError(f"--over {path}: a seed is no setting to tune; leave it out, and set seeds")
+        if isinstance(entry, Choice) and any(isinstance(value, (list, dict)) for value in entry.values):
+            raise InputError(f"--over {path}: lists cannot be searched; sweep over them instead")
+
+
+def _sampler(name: str, seed: int, batch: int) -> Any:
+    """Seeded by how far the study is, so that one that goes on does not repeat itself."""
+    import optuna
+
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":  # those that are being tried count as bad, so that a batch spreads out
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=batch, constant_liar=True, multivariate=True)
+        try:
+            import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise InputError(
+                "sampler: 'gp' needs PyTorch, which is not installed; run: pip install torch, or take tpe"
+            ) from None
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=batch)
+
+
+def _suggested(trial: Any, path: str, entry: Choice | Range) -> Any:
+    if isinstance(entry, Choice):
+        return trial.suggest_categorical(path, list(entry.values))
+    if entry.whole:
+        return trial.suggest_int(path, int(entry.low), int(entry.high), log=entry.log)
+    return trial.suggest_float(path, entry.low, entry.high, log=entry.log)
+
+
+def _native(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _best(study: Any) -> float:
+    try:
+        return float(study.best_value)
+    except ValueError:
+        return -math.inf
