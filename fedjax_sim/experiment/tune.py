@@ -178,7 +178,7 @@ def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings
     told = {trial.number for trial in study.get_trials(deepcopy=False, states=[TrialState.PRUNED])}
     for i, trial in enumerate(asked):
         if trial.number not in told:
-            study.tell(trial, values[i]) if i in values else study.tell(trial, 0.0)
+            study.tell(trial, values.get(i), state=TrialState.COMPLETE if i in values else TrialState.PRUNED)
 
 
 def _cost(reached: Progress, lanes: slice, budget: Budget) -> float:

@@ -1,0 +1,249 @@
+"""Sweeps and searches: many runs as one program equal separate ones, and what is done stays done."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import one_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import QUICK
+
+from fedjax_sim import InputError
+from fedjax_sim.core.many import make_many
+from fedjax_sim.experiment import trials as of_trials
+from fedjax_sim.experiment import tune as of_tune
+from fedjax_sim.experiment.build import build
+from fedjax_sim.experiment.config import load_config
+from fedjax_sim.experiment.run import run
+from fedjax_sim.experiment.space import Choice, Range, grid, parse_space, sample
+from fedjax_sim.experiment.sweep import Done, over_seeds, sweep, table
+from fedjax_sim.experiment.trials import Program, grouped, own_ground, with_settings
+
+DEVICES = jax.devices()[:2]
+
+
+def config(*overrides: str):
+    return load_config(None, [*QUICK, "training.rounds=5", "training.evaluate_every=2", *overrides])
+
+
+# --- many runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("width", [1, 3])
+def test_runs_advance_as_they_would_alone_and_others_stay(devices: int, width: int) -> None:
+    many = make_many(lambda state, given, shared: (state + given * shared, state), devices=DEVICES[:devices],
+                     width=width)  # fmt: skip
+    active = np.array([True, False, True, True, False, True, False, True])
+    start, given = np.arange(8.0), np.arange(1.0, 9.0)
+    states, outputs = many(start.copy(), given, 2.0, active)
+    np.testing.assert_array_equal(states, np.where(active, start + 2 * given, start))
+    np.testing.assert_array_equal(outputs, np.where(active, start, 0))
+    states, _ = many(states, given, 2.0, np.zeros(8, bool))
+    np.testing.assert_array_equal(states, np.where(active, start + 2 * given, start))
+
+
+def test_runs_that_devices_do_not_divide_are_refused() -> None:
+    with pytest.raises(InputError) as error:
+        make_many(lambda s, g, x: (s, s), devices=DEVICES)(np.zeros(3), np.zeros(3), 0, np.ones(3, bool))
+    one_line(error, "3 runs", "2 devices")
+
+
+# --- trials and sweeps -------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_gives_what_separate_runs_give_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Numbers and seeds traced, algorithms apart; compressed messages and a clock, whose bits and seconds count."""
+    base = config("network.profiles=lognormal", "network.dropout=0.3", "compression.uplink=sign",
+                  "compression.feedback=ef21", "compression.downlink=qsgd", "algorithm.momentum=0.5")  # fmt: skip
+    space = parse_space(["algorithm.learning_rate=0.03,0.3", "algorithm.name=fedavg,fedprox", "model.name=logistic"])
+    trials = over_seeds(grid(space), 3, 2)
+    assert len(trials) == 8
+    groups = grouped(base, trials)
+    assert [(len(group.places), group.varied) for group in groups] == [(4, ("algorithm.learning_rate",))] * 2
+    told: list[tuple[int, ...]] = []
+    results = sweep(base, trials, tmp_path / "sweep", DEVICES, told=lambda *how: told.append(how))
+    assert told[-1] == (4, 8, 5, 5)
+    for place in (1, 6):
+        alone = run(with_settings(base, {**trials[place], "output.folder": str(tmp_path / "alone")}))
+        found = results[place]
+        assert found.rounds == [2, 4, 5]
+        assert found.accuracy[-1] == pytest.approx(alone.test_accuracy, abs=2e-3)
+        assert found.loss[-1] == pytest.approx(alone.test_loss, rel=1e-4)
+        assert found.sent_bits == alone.uplink_bits + alone.downlink_bits
+        assert found.seconds == pytest.approx(alone.simulated_seconds, rel=1e-6)
+    file = tmp_path / "sweep" / "sweep.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:5]) + lines[5][:20])  # killed while it wrote
+    before = len(told)
+    again = sweep(base, trials, tmp_path / "sweep", DEVICES, width=2, told=lambda *how: told.append(how))
+    assert told[before][0] == 5  # three were missing
+    assert [Done(*result).settings for result in again] == [result.settings for result in results]
+    np.testing.assert_allclose([r.loss for r in again], [r.loss for r in results], rtol=1e-4)
+    assert len(file.read_text().splitlines()) == 8
+    with pytest.raises(InputError) as error:
+        sweep(config(), trials, tmp_path / "sweep", DEVICES)
+    one_line(error, "config.toml", "another configuration")
+    best = table(results)
+    assert [line.seeds for line in best] == [2] * 4
+    assert best[0].last >= best[-1].last
+    first = [r.accuracy[-1] for r in results if {**best[0].settings}.items() <= r.settings.items()]
+    assert best[0].last == pytest.approx(np.mean(first))
+    assert best[0].spread == pytest.approx(np.std(first, ddof=1))
+
+
+def test_a_program_is_loaded_again_without_compiling_and_runs_that_are_dropped_stay() -> None:
+    experiment = build(config())
+    program = Program(experiment, ("algorithm.learning_rate",), DEVICES, slots=3)
+    program.load([{"algorithm.learning_rate": rate} for rate in (0.1, 0.2, 0.3)])
+    first = program.advance()
+    program.drop([1])
+    second = program.advance()
+    assert second.sent_bits[1] == first.sent_bits[1]
+    assert second.sent_bits[0] == 2 * first.sent_bits[0]
+    assert second.accuracy[1] == 0  # nothing was measured of it
+    compiled = program.many
+    program.load([{"algorithm.learning_rate": 0.2}])
+    again = program.advance()
+    assert program.many is compiled
+    assert again.loss == pytest.approx(first.loss[1:2], rel=1e-6)
+
+
+def test_under_privacy_every_setting_is_a_group_of_its_own() -> None:
+    base = config("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0",
+                  "training.sampling=poisson")  # fmt: skip
+    trials = over_seeds([{"privacy.clip_norm": 0.5}, {"privacy.clip_norm": 1.5}], 0, 2)
+    assert [len(group.places) for group in grouped(base, trials)] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("heterogeneity.drift=concept", "heterogeneity.drift_round=3"), ("heterogeneity.drift", "leave it out")),
+        (("network.profiles=constant", "network.policy=asynchronous"), ("network.policy", "stale")),
+        (("training.adapt_steps=adacomm",), ("training.adapt_steps",)),
+    ],
+)
+def test_what_cannot_be_swept_is_one_line(overrides: tuple[str, ...], words: tuple[str, ...]) -> None:
+    experiment = build(config(*overrides))
+    with pytest.raises(InputError) as error:
+        Program(experiment, (), DEVICES, slots=1, ground=own_ground(experiment))
+    one_line(error, *words)
+
+
+# --- spaces ------------------------------------------------------------------------------------------------------
+
+
+def test_spaces_by_hand() -> None:
+    space = parse_space(["a.x=1,2.5,true,word", "a.y=[3,4],[5]", "a.z=0..1", "a.w=log:1e-4..1e-1", "a.n=2..9"])
+    assert space["a.x"] == Choice((1, 2.5, True, "word"))
+    assert space["a.y"] == Choice(([3, 4], [5]))
+    assert space["a.z"] == Range(0.0, 1.0, False, True)
+    assert space["a.w"] == Range(1e-4, 0.1, True, False)
+    assert space["a.n"] == Range(2.0, 9.0, False, True)
+    drawn = sample(space, 400, 1)
+    assert {d["a.n"] for d in drawn} == set(range(2, 10))
+    logs = np.log10([d["a.w"] for d in drawn])
+    assert -4 <= logs.min() < -3.9
+    assert -1.1 < logs.max() <= -1
+    assert abs(logs.mean() + 2.5) < 0.15
+    assert sample(space, 5, 1) == drawn[:5]
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_a_space_or_one_line(text: str) -> None:
+    try:
+        parse_space([text])
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["rate=1"], ("section.key",)),
+        (["a.b=1", "a.b=2"], ("a.b", "twice")),
+        (["a.b=1..0"], ("below",)),
+        (["a.b=log:0..1"], ("over 0",)),
+        (["a.b=log:3"], ("low..high",)),
+        (["a.b=x..y"], ("no numbers",)),
+    ],
+)
+def test_bad_spaces(texts: list[str], words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as error:
+        parse_space(texts)
+    one_line(error, *words)
+    with pytest.raises(InputError, match="no grid"):
+        grid(parse_space(["a.b=0..1"]))
+
+
+# --- tuning ------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_clients_are_neither_trained_on_nor_of_the_test_set() -> None:
+    experiment = build(config())
+    ground = of_tune.held_out_clients(experiment)
+    drawn = {int(i) for round in range(60) for i in ground.sampler.draw(0, round) if i >= 0}
+    held = sorted(set(range(20)) - drawn)
+    assert len(held) == 4
+    data = experiment.data
+    expected = np.concatenate([np.asarray(data.client(i)["inputs"]) for i in held])
+    np.testing.assert_array_equal(ground.test["inputs"], expected)
+
+
+def test_a_study_finds_a_rate_resumes_and_keeps_within_its_budget(tmp_path: Path) -> None:
+    base, space = config("network.profiles=constant"), parse_space(["algorithm.learning_rate=log:1e-4..1"])
+    given = (base, space, tmp_path / "study", DEVICES)
+    told: list[tuple[int, int, float]] = []
+    first = of_tune.tune(*given, trials=6, batch=4, told=lambda *how: told.append(how))
+    assert [how[0] for how in told] == [4, 6]
+    assert first.complete + first.pruned == 6
+    assert 0.02 < first.best["algorithm.learning_rate"] <= 1
+    again = of_tune.tune(*given, trials=8, batch=4)
+    assert again.complete + again.pruned == 8
+    assert again.value >= first.value
+    assert load_config(again.file).algorithm.learning_rate == again.best["algorithm.learning_rate"]
+    # what two rounds send is all that is allowed: the first evaluation counts, the later ones do not
+    bits = 2 * 2 * 10 * 650 * 32
+    short = of_tune.tune(base, space, tmp_path / "short", DEVICES, trials=2, batch=2, prune=False,
+                         budget=of_tune.Budget(bits=bits))  # fmt: skip
+    program = Program(build(base), ("algorithm.learning_rate",), DEVICES, slots=2,
+                      ground=of_tune.held_out_clients(build(base)))  # fmt: skip
+    program.load([short.best])
+    assert program.advance().accuracy[0] == pytest.approx(short.value)
+    with pytest.raises(InputError) as error:
+        of_tune.tune(base, space, tmp_path / "none", DEVICES, trials=2, batch=2, budget=of_tune.Budget(bits=bits / 2))
+    one_line(error, "budget")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "over", "sampler", "words"),
+    [
+        ((), ["algorithm.learning_rate=0.1,1"], "grid", ("sampler", "'grid'", "tpe")),
+        ((), [], "tpe", ("--over", "nothing")),
+        ((), ["training.seed=1,2"], "tpe", ("training.seed",)),
+        ((), ["model.hidden=[3],[4]"], "tpe", ("model.hidden", "lists")),
+        (("data.clients=1",), ["algorithm.learning_rate=0.1,1"], "random", ("data.clients", "at least 2")),
+        (("network.profiles=constant", "network.policy=over_select"), ["algorithm.learning_rate=0.1,1"], "random",
+         ("network.availability", "over-selection")),
+    ],
+)  # fmt: skip
+def test_bad_searches_are_one_line(
+    tmp_path: Path, overrides: tuple[str, ...], over: list[str], sampler: str, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(InputError) as error:
+        of_tune.tune(config(*overrides), parse_space(over), tmp_path / "study", DEVICES, trials=1, sampler=sampler)
+    one_line(error, *words)
+
+
+def test_results_are_plain_lines(tmp_path: Path) -> None:
+    assert of_trials.SEED == "training.seed"
+    done = Done({"a.b": 1}, [2], [0.5], [1.0], 10, 0.0)
+    assert json.loads(json.dumps(done._asdict())) == done._asdict()
