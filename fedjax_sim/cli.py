@@ -88,10 +88,17 @@ def _train(settings: Any, folder: Path | None) -> None:
 
 
 @app.command("config")
-def show_config(config: ConfigPath = None, overrides: Overrides = None) -> None:
+def show_config(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="List what each setting may be, too.")] = False,
+) -> None:
     """Prints the configuration that `run` would use, with the meaning of every setting, as TOML to start from."""
-    from fedjax_sim.experiment.config import load_config, to_toml
+    from fedjax_sim.experiment.config import explained, load_config, to_toml
 
+    if explain:
+        typer.echo(explained(load_config(config, overrides or [])), nl=False)
+        return
     typer.echo(to_toml(load_config(config, overrides or []), comments=True), nl=False)
 
 

@@ -110,7 +110,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.client",), ("core.message",), ("core.aggregate",)),
     (("core.server",), ("core.execute",)),
     (("core.algorithm",),),
-    (("core.measure",), ("core.cohort",)),
+    (("core.measure",), ("core.cohort",), ("core.calibrate",)),
     (("core.collect",),),
     (("core.round",),),
     (("core.buffered",), ("core.many",), ("core.simulate",), ("core.evaluate",), ("core.host",), ("core.tune",)),

@@ -16,6 +16,7 @@ from fedjax_sim.data import FederatedData, gather
 from fedjax_sim.experiment.build import Experiment
 
 AT_ONCE = 100  # clients in one call
+GROUPS = 50  # values of an attribute up to which they are groups
 WORST = 0.1  # the share of clients that fairness looks at
 
 
@@ -27,6 +28,7 @@ class ClientSummary(NamedTuple):
     global_worst_tenth: float
     personal_accuracy: float
     personal_worst_tenth: float
+    groups: dict[str, dict[str, dict[str, float]]]  # by attribute and its value: clients and mean accuracies
 
 
 def worst(values: Any, share: float = WORST) -> float:
@@ -87,8 +89,32 @@ def evaluate_clients(
     file.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
     of_global, of_personal = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("global", "personal"))
     return ClientSummary(
-        len(rows), float(np.mean(of_global)), worst(of_global), float(np.mean(of_personal)), worst(of_personal)
+        len(rows),
+        float(np.mean(of_global)),
+        worst(of_global),
+        float(np.mean(of_personal)),
+        worst(of_personal),
+        by_group(rows, data),
     )
+
+
+def by_group(rows: list[dict[str, Any]], data: FederatedData) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean accuracies, each client counting once, over the values of every attribute that has few of them."""
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+    for attribute, values in data.attributes.items():
+        of_value: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            of_value.setdefault(str(values[row["client"]]), []).append(row)
+        if len(of_value) <= GROUPS:
+            groups[attribute] = {
+                value: {"clients": len(mine)}
+                | {
+                    name: float(np.mean([row[name] for row in mine]))
+                    for name in ("global_accuracy", "personal_accuracy")
+                }
+                for value, mine in sorted(of_value.items())
+            }
+    return groups
 
 
 def _number(value: Any) -> float | None:

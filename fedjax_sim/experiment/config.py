@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.communication import Compression, Network
-from fedjax_sim.experiment.explain import explain, settings
+from fedjax_sim.experiment.explain import allowed, explain, settings
 from fedjax_sim.experiment.section import Count, Dial, Fraction, NotNegative, Positive, Section
 
 
@@ -361,6 +361,18 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
                 lines.append(line)
         lines.append("")
     return "\n".join(lines)
+
+
+def explained(config: Config) -> str:
+    """Every setting with its value here, its default, what it may be, and its meaning."""
+    lines, default = [], Config().model_dump()
+    for path, field in settings(Config).items():
+        section, _, key = path.partition(".")
+        value, usual = config.model_dump()[section][key], default[section][key]
+        shown = "not set" if value is None else _toml_value(value)
+        also = "" if value == usual else f" (default {'not set' if usual is None else _toml_value(usual)})"
+        lines += [f"{path} = {shown}{also}", f"    {allowed(field)}"]
+    return "\n".join(lines) + "\n"
 
 
 def _toml_value(value: Any) -> str:

@@ -3,14 +3,14 @@
 A row holds `round` (from 1), `clients`, `examples` and `steps` of the round in all; `loss_before` and `loss_after`,
 means over its clients weighted by examples; `drift`, `update_norm` and `cosine`, plain means; `rejected`, how many sent
 what is not finite and were left out, of these means too; `aggregate_norm`, `gradient_diversity`, `effective_clients`;
-`uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy`, `test_loss` and
-`test_class_accuracy` (a list), None where the model was not evaluated; whatever else the algorithm reports, `clipped`,
-`clip_norm`, `signal_norm` and `noise_norm` of private ones; with noise, `epsilon` spent until then and whether there is
-a `guarantee`; with a simulated clock, `asked` clients, of which messages were `late` or never came (`dropped`),
-`staleness` (mean over messages, in rounds) and `stalest`, `round_seconds`, `waited_seconds` until anybody could be
-reached, `simulated_seconds` since the start, and the `slowest` client, whose message came last; `most_steps` where
-local steps are adapted; and where wanted `per_client`, lists with one entry per client. A number that is not finite
-becomes None.
+`uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy`, `test_loss`,
+`test_ece` (calibration error), `test_class_accuracy` (a list) and for two classes `test_auc`, None where the model was
+not evaluated; whatever else the algorithm reports, `clipped`, `clip_norm`, `signal_norm` and `noise_norm` of private
+ones; with noise, `epsilon` spent until then and whether there is a `guarantee`; with a simulated clock, `asked`
+clients, of which messages were `late` or never came (`dropped`), `staleness` (mean over messages, in rounds) and
+`stalest`, `round_seconds`, `waited_seconds` until anybody could be reached, `simulated_seconds` since the start, and
+the `slowest` client, whose message came last; `most_steps` where local steps are adapted; and where wanted
+`per_client`, lists with one entry per client. A number that is not finite becomes None.
 """
 
 import json
@@ -69,6 +69,7 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
         "elapsed_seconds": round(elapsed_seconds, 3),
         "test_accuracy": None,
         "test_loss": None,
+        "test_ece": None,
         "test_class_accuracy": None,
         **{name: _finite(value) for name, value in metrics.extra.items()},
     }
@@ -102,7 +103,7 @@ def with_clock(row: Row, step: ServerStep, before: float, downlink_bits: int) ->
 
 
 def with_test(row: Row, test: dict[str, Any]) -> Row:
-    """`row` with the test metrics {"accuracy", "loss", "class_accuracy"} of the model after that round."""
+    """`row` with the test metrics {"accuracy", "loss", ...} of the model after that round."""
     return {**row, **{f"test_{name}": _listed(v) if np.ndim(v) else _finite(v) for name, v in test.items()}}
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.buffered import BufferedState
+from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
@@ -59,6 +60,7 @@ class Loop:
         self.first_steps = int(planned(config, experiment.data).max())
         self.ledger = None if experiment.private is None else Ledger(experiment.private, experiment.data.num_clients)
         self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
+        self.calibrate = make_calibration(experiment.model.logits_fn)
         self.state = self.driver.start_state()
         self.best = jax.tree.map(np.asarray, self.federation.params)
         self.known_as = signature(
@@ -176,7 +178,7 @@ class Loop:
         test = driver.test(done - 1) if done % self.block == 0 or last else None
         if test is not None:
             params = jax.device_put(self.federation.params, self.devices[0])
-            values = jax.tree.map(np.asarray, self.evaluate(params, test))
+            values = jax.tree.map(np.asarray, self.evaluate(params, test) | self.calibrate(params, test))
             values.pop("class_loss", None)
             rows[-1] = with_test(rows[-1], values)
             if not np.isfinite(values["loss"]):
