@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +153,7 @@ def test_results_depend_on_neither_block_width_nor_versions_nor_cuts_nor_devices
                                          downlink_bits=1e5, uplink_bits=1e5), 12))  # fmt: skip
     algorithm = make_algorithm("scaffold")
     given = (algorithm, federation.params, federation.population, steps)
-    wide = {"batch_size": BATCH, "local_steps": 4, "discount": polynomial(), "lanes": 3}
+    wide: dict[str, Any] = {"batch_size": BATCH, "local_steps": 4, "discount": polynomial(), "lanes": 3}
     state, metrics = simulate(*given, versions=1, **wide)
     assert int(metrics.steps.max()) == 4
     for other in ({"versions": 8}, {"devices": tuple(jax.devices()), "versions": 3, "lanes": 1}):

@@ -82,7 +82,8 @@ def test_a_sweep_gives_what_separate_runs_give_and_goes_on_where_it_was(tmp_path
     again = sweep(base, trials, tmp_path / "sweep", DEVICES, width=2, told=lambda *how: told.append(how))
     assert told[before][0] == 5  # three were missing
     assert [Done(*result).settings for result in again] == [result.settings for result in results]
-    np.testing.assert_allclose([r.loss for r in again], [r.loss for r in results], rtol=1e-4)
+    losses = [np.array([r.loss for r in found], float) for found in (again, results)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
     assert len(file.read_text().splitlines()) == 8
     with pytest.raises(InputError) as error:
         sweep(config(), trials, tmp_path / "sweep", DEVICES)
@@ -90,9 +91,9 @@ def test_a_sweep_gives_what_separate_runs_give_and_goes_on_where_it_was(tmp_path
     best = table(results)
     assert [line.seeds for line in best] == [2] * 4
     assert best[0].last >= best[-1].last
-    first = [r.accuracy[-1] for r in results if {**best[0].settings}.items() <= r.settings.items()]
-    assert best[0].last == pytest.approx(np.mean(first))
-    assert best[0].spread == pytest.approx(np.std(first, ddof=1))
+    first = np.array([r.accuracy[-1] for r in results if best[0].settings.items() <= r.settings.items()], float)
+    assert best[0].last == pytest.approx(first.mean())
+    assert best[0].spread == pytest.approx(first.std(ddof=1))
 
 
 def test_a_program_is_loaded_again_without_compiling_and_runs_that_are_dropped_stay() -> None:

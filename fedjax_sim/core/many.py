@@ -48,7 +48,8 @@ def make_many(
         slices = -(-runs // at_once)
         first = jnp.argsort(~active, stable=True).astype(jnp.int32)  # those that are active come first
         slots = jnp.concatenate([first, jnp.full(slices * at_once - runs, runs, jnp.int32)])
-        shapes = jax.eval_shape(advance, *jax.tree.map(lambda x: x[0], (states, given)), shared)[1]
+        state, own = jax.tree.map(lambda x: x[0], (states, given))
+        shapes = jax.eval_shape(advance, state, own, shared)[1]
         outputs = jax.tree.map(lambda s: jnp.zeros((runs, *s.shape), s.dtype), shapes)
 
         def one(i: Any, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
@@ -56,8 +57,8 @@ def make_many(
             chosen = lax.dynamic_slice(slots, (i * at_once,), (at_once,))
             mine, own = jax.tree.map(lambda x: x.at[chosen].get(mode="clip"), (states, given))
             if at_once == 1:
-                found = advance(*jax.tree.map(lambda x: x[0], (mine, own)), shared)
-                found = jax.tree.map(lambda x: x[None], found)
+                state, alone = jax.tree.map(lambda x: x[0], (mine, own))
+                found = jax.tree.map(lambda x: x[None], advance(state, alone, shared))
             else:
                 found = jax.vmap(advance, in_axes=(0, 0, None))(mine, own, shared)
             kept = jnp.where(active.at[chosen].get(mode="fill", fill_value=False), chosen, runs)

@@ -89,10 +89,9 @@ class Loop:
 
     def saved(self, lanes: int | None) -> Saved:
         """What a checkpoint holds."""
-        most = self.driver.most
         seen = np.zeros(0, bool) if self.memory is None else self.memory.seen
-        numbers = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, most))
-        return Saved(self.state, self.best, *numbers, seen)
+        widths, most = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, self.driver.most))
+        return Saved(self.state, self.best, widths, most, seen)
 
     def save(self) -> None:
         """Writes a checkpoint, unless there is one of this round."""

@@ -70,7 +70,7 @@ def held_out_clients(experiment: Experiment, share: float = HELD_OUT) -> Ground:
         ids = inner.draw(seed, round)
         return np.where(ids >= 0, rest[np.maximum(ids, 0)], -1).astype(np.int32)
 
-    rows = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in held])
+    rows = np.concatenate([np.arange(int(data.offsets[i]), int(data.offsets[i + 1])) for i in held])
     test = {field: np.asarray(array[rows]) for field, array in data.examples.items()}
     return Ground(Sampler(inner.slots, draw), test)
 
