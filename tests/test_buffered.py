@@ -156,7 +156,8 @@ def test_results_depend_on_neither_block_width_nor_versions_nor_cuts_nor_devices
     wide: dict[str, Any] = {"batch_size": BATCH, "local_steps": 4, "discount": polynomial(), "lanes": 3}
     state, metrics = simulate(*given, versions=1, **wide)
     assert int(metrics.steps.max()) == 4
-    for other in ({"versions": 8}, {"devices": tuple(jax.devices()), "versions": 3, "lanes": 1}):
+    others: tuple[dict[str, Any], ...] = ({"versions": 8}, {"devices": tuple(jax.devices()), "versions": 3, "lanes": 1})
+    for other in others:
         again, measured = simulate(*given, **(wide | other))
         assert_close(again.federation, state.federation)
         assert_equal((measured.ids, measured.steps), (metrics.ids, metrics.steps))

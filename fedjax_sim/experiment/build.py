@@ -20,7 +20,7 @@ from fedjax_sim.experiment.config import Config, Privacy
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.federation import make_federation
 from fedjax_sim.experiment.section import Section
-from fedjax_sim.models import MODELS, Model, build_model
+from fedjax_sim.models import MODELS, Model, build_model, freeze, load_leaves, lora, train_only, warm_start
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
 
 # The other keys of [algorithm] and of [attack] are options of the factory that they name.
@@ -54,7 +54,7 @@ def build(config: Config) -> Experiment:
     """
     look_up("model.name", config.model.name, MODELS)
     config, phases, sampler = make_federation(_with_defaults(config))
-    phases, model = _poisoned(config, phases), _model(config, phases[0].data)
+    phases, model = _poisoned(config, phases), make_model(config, phases[0].data, config.training.seed)
     data = phases[0].data
     factory, options = recipe(config)
     algorithm = _made(factory, model, options)
@@ -75,14 +75,42 @@ def build(config: Config) -> Experiment:
     return Experiment(config, phases, sampler, model, algorithm, private, simulation)
 
 
-def _model(config: Config, data: FederatedData) -> Model:
-    model, seed = config.model, config.training.seed
+def make_model(config: Config, data: FederatedData, seed: int) -> Model:
+    """The model of [model], with initial parameters of this seed.
+
+    Raises:
+      InputError: an unknown name, data that it does not fit, or leaves that are not there.
+    """
+    given = config.model
     if data.classes is None or {"inputs", "labels"} - data.examples.keys():
         raise InputError(
             f"data.name: {data.source} has fields {sorted(data.examples)} and {data.classes or 'no'} classes; "
             'a classifier needs "inputs", "labels" and the number of classes'
         )
-    return build_model(model.name, data.input_shape, data.classes, hidden=model.hidden, seed=seed)
+    model = build_model(given.name, data.input_shape, data.classes, hidden=given.hidden, seed=seed)
+    chosen = [name for name in ("freeze", "train_only", "lora_rank") if getattr(given, name) is not None]
+    lost = [
+        name for name in ("lora_pattern", "lora_also") if getattr(given, name) is not None and given.lora_rank is None
+    ]
+    if len(chosen) > 1:
+        raise InputError(f"model.{chosen[1]}: beside model.{chosen[0]}, which says what is trained; leave one out")
+    if lost or (given.skip is not None and not given.start):
+        name, needed = (lost[0], "lora_rank") if lost else ("skip", "start")
+        raise InputError(f"model.{name}: {getattr(given, name)!r} has no effect without model.{needed}; set that too")
+    setting = "start"
+    try:
+        if given.start:
+            model = warm_start(model, load_leaves(given.start), skip=given.skip)
+        setting = chosen[0] if chosen else ""
+        if given.freeze is not None:
+            model = freeze(model, given.freeze)
+        if given.train_only is not None:
+            model = train_only(model, given.train_only)
+        if given.lora_rank is not None:
+            model = lora(model, given.lora_rank, pattern=given.lora_pattern or "", also=given.lora_also)
+    except InputError as error:
+        raise InputError(f"model.{setting}: {error}") from None
+    return model
 
 
 def _options(section: Section, path: str, factory: Callable[..., Any], common: tuple[str, ...]) -> dict[str, Any]:

@@ -282,13 +282,13 @@ def _statement(given: Network, profiles: Profiles, steps: np.ndarray, bits: tupl
             text = f"network.deadline_seconds: {late} of {len(took)} clients never make {limit:g} s"
             warnings.warn(f"{text}; what they hold is never learned from unless late=stale", stacklevel=2)
     waits = {
-        "wait": "waits for all",
-        "deadline": f"waits {limit} s",
-        "over_select": f"asks {given.extra} more than it waits for",
+        "wait": "the server waits for all",
+        "deadline": f"the server waits {limit} s",
+        "over_select": f"the server asks {given.extra} more than it waits for",
         "asynchronous": f"asynchronous, {given.concurrency} at work, steps at every {given.buffer} messages",
     }[given.policy]
     low, middle, high = np.quantile(took, [0, 0.5, 1]) if len(took) else (0.0, 0.0, 0.0)
-    return f"the server {waits}; a round takes a client {low:.3g} to {high:.3g} s, median {middle:.3g}"
+    return f"{waits}; a round takes a client {low:.3g} to {high:.3g} s, median {middle:.3g}"
 
 
 def adacomm(first_steps: int, before: int, first_loss: float, loss: float) -> int:

@@ -84,6 +84,18 @@ class Model(Section):
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
         default=(200, 200), strict=False, max_length=64, description="widths of the hidden layers of the MLP"
     )
+    start: str = Field(
+        default="",
+        description="parameters to start from: a folder of arrays, such as a run's best_model, or .safetensors",
+    )
+    skip: str | None = Field(default=None, description="pattern in the paths of leaves that start afresh all the same")
+    freeze: str | None = Field(
+        default=None, description="pattern in the paths of leaves that are never trained or sent"
+    )
+    train_only: str | None = Field(default=None, description="pattern in the paths of the only leaves that are trained")
+    lora_rank: Count | None = Field(default=None, description="train adapters of this rank on matrices, and no others")
+    lora_pattern: str | None = Field(default=None, description="pattern in the paths of matrices with adapters; all")
+    lora_also: str | None = Field(default=None, description="pattern in the paths of leaves trained beside adapters")
 
 
 class Algorithm(Section):
@@ -231,7 +243,9 @@ class Output(Section):
     checkpoint_every: Count | Literal["auto"] = Field(
         default="auto", description="rounds between checkpoints; auto makes one when a minute has passed"
     )
+    save_model: bool = Field(default=True, description="write the last and the best model at the end, as arrays")
     per_client: bool = Field(default=True, description="also write every client's values into history.jsonl")
+    track: tuple[str, ...] = Field(default=(), strict=False, description="also track to: tensorboard, mlflow, wandb")
 
 
 class Config(Section):

@@ -216,8 +216,11 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
         lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
     if summary.simulated_seconds is not None:
         slowest = summary.slowest
-        last = f"; client {slowest.client} came last in {slowest.rounds} of {summary.rounds} rounds" if slowest else ""
+        often = slowest is not None and 3 * slowest.rounds >= summary.rounds
+        last = f"; client {slowest.client} came last in {slowest.rounds} of {summary.rounds} rounds" if often else ""
         lines.append(f"That took {_duration(summary.simulated_seconds)} on the clients' links and devices{last}.")
+    if summary.empty_rounds:
+        lines.append(f"In {summary.empty_rounds} of {summary.rounds} rounds no message arrived.")
     if summary.privacy is not None:
         spent = "" if summary.epsilon is None else f"Epsilon {summary.epsilon:.3g} spent. "
         lines.append(f"{spent}{summary.privacy[0].upper()}{summary.privacy[1:]}.")

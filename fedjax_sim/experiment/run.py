@@ -33,8 +33,10 @@ from fedjax_sim.experiment.folder import (
 from fedjax_sim.experiment.history import Row, append, cut_history
 from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.summary import Summary, summarize
+from fedjax_sim.experiment.tracking import Tracker, several, trackers
+from fedjax_sim.models import save_leaves
 
-MEMORY = "client_memory"
+MEMORY, MODEL, BEST_MODEL = "client_memory", "model", "best_model"
 
 
 class Reporter(NamedTuple):
@@ -51,6 +53,7 @@ class Audience(NamedTuple):
     reporter: Reporter = Reporter(lambda experiment, folder: None, lambda rows: None, lambda: None)
     draw: Callable[[list[Row], Path], Any] | None = None  # draws the history into a file
     stop: Callable[[], bool] = lambda: False  # asked between calls; True ends training there, to be resumed
+    tracker: Tracker = several([])  # who keeps a record elsewhere
 
 
 def run(
@@ -75,13 +78,14 @@ def run(
       InputError: a setting that does not fit, data that cannot be read, or a run folder that is in use.
     """
     refuse_used(config.output)  # before the work of building, too
+    tracker = trackers(config.output.track)
     devices = _devices(config)
     experiment = build(config)
     folder = make_folder(experiment.config)
     with locked(folder):
         text = header(environment(devices, config)) + to_toml(experiment.config)
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        return _train(folder, experiment, devices, [], Audience(reporter or Audience().reporter, draw, stop))
+        return _train(folder, experiment, devices, [], Audience(reporter or Audience().reporter, draw, stop, tracker))
 
 
 def resume(
@@ -105,12 +109,12 @@ def resume(
         if (folder / SUMMARY).is_file() and (status := _status(folder)) != "interrupted":
             raise InputError(f"{folder}: that run has ended ({status}); nothing is left to do")
         config = load_config(folder / CONFIG)
-        devices = _devices(config)
+        devices, tracker = _devices(config), trackers(config.output.track)
         _compare(folder, environment(devices, config))
         experiment = build(config)
         done = max(checkpoint.rounds_saved(folder), default=0)
         rows = cut_history(folder / HISTORY, done)
-        return _train(folder, experiment, devices, rows, Audience(reporter or Audience().reporter, draw, stop))
+        return _train(folder, experiment, devices, rows, Audience(reporter or Audience().reporter, draw, stop, tracker))
 
 
 def _train(folder: Path, experiment: Experiment, devices: list[Any], rows: list[Row], audience: Audience) -> Summary:
@@ -126,16 +130,24 @@ def _train(folder: Path, experiment: Experiment, devices: list[Any], rows: list[
             loop = Loop(experiment, devices, memory, folder, rows)
             if rows:
                 audience.reporter.advanced(rows)
+            audience.tracker.began(config.model_dump(), folder, rows)
             for step in loop.steps(audience.stop):
                 rows = rows + step.rows
                 append(file, step.rows)
-                audience.reporter.advanced(step.rows)
+                if step.rows:
+                    audience.reporter.advanced(step.rows)
+                audience.tracker.advanced(step.rows)
                 status, divergence = step.status or status, step.divergence
             if divergence is None and rows:
                 data, key = experiment.phases[-1].data, replicate(jax.random.key(config.training.seed), devices)
                 own_tests = evaluate_clients(experiment, data, loop.federation, memory, key, devices, folder / CLIENTS)
+            if config.output.save_model and rows:
+                _save_models(experiment, loop, folder)
         except KeyboardInterrupt:
             status = "interrupted"
+        except BaseException:
+            audience.tracker.ended(None)
+            raise
         finally:
             audience.reporter.stopped()
             if memory is not None:
@@ -156,7 +168,17 @@ def _train(folder: Path, experiment: Experiment, devices: list[Any], rows: list[
     write_json(folder / SUMMARY, summary.plain())
     if audience.draw is not None and rows:
         audience.draw(rows, folder / "curves.png")
+    audience.tracker.ended(summary.plain())
     return summary
+
+
+def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
+    """All parameters of the last model and, if any was tested, of the best, as folders of arrays."""
+    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if loop.accuracies else None}
+    for name, params in models.items():
+        if params is not None:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            save_leaves(folder / name, experiment.model.whole(params))
 
 
 def _client_memory(experiment: Experiment, folder: Path, done: int) -> HostMemory | None:

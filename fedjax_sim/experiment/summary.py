@@ -40,6 +40,7 @@ class Summary(NamedTuple):
     uplink_bits: int  # of all clients and rounds
     downlink_bits: int
     simulated_seconds: float | None  # on the clients' links and devices, where there is a clock
+    empty_rounds: int  # in which no message arrived
     slowest: Slowest | None  # whose message came last in most rounds, where there is a clock
     divergence: Divergence | None
     own_tests: ClientSummary | None  # on the clients' own test rows, if they have any
@@ -84,6 +85,7 @@ def summarize(
         uplink_bits=sum(row["uplink_bits"] for row in rows),
         downlink_bits=sum(row["downlink_bits"] for row in rows),
         simulated_seconds=rows[-1].get("simulated_seconds") if rows else None,
+        empty_rounds=sum(row["clients"] == 0 for row in rows),
         slowest=_slowest(rows),
         divergence=divergence,
         own_tests=own_tests,

@@ -17,11 +17,10 @@ from fedjax_sim.core.many import make_many
 from fedjax_sim.core.round import init, make_round, wire_bits
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.sampling import Sampler, draw_rounds
-from fedjax_sim.experiment.build import Experiment, assemble, continuous
+from fedjax_sim.experiment.build import Experiment, assemble, continuous, make_model
 from fedjax_sim.experiment.clock import make_simulation
 from fedjax_sim.experiment.config import Config, parse_config
 from fedjax_sim.experiment.federation import held_out_examples
-from fedjax_sim.models import build_model
 
 STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most
 SEED = "training.seed"
@@ -198,9 +197,7 @@ class Program:
         experiment = self.experiment
         if seed == experiment.config.training.seed:
             return jax.tree.map(np.asarray, experiment.model.params)
-        given, data = experiment.config.model, experiment.data
-        model = build_model(given.name, data.input_shape, data.classes or 0, hidden=given.hidden, seed=seed)
-        return jax.tree.map(np.asarray, model.params)
+        return jax.tree.map(np.asarray, make_model(experiment.config, experiment.data, seed).params)
 
     def _rounds(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, float]]:
         """Who trains in each round, their steps at most, how many received the model, and the clock after it."""

@@ -2,5 +2,22 @@
 
 from fedjax_sim.models.classifiers import MODELS, Model, build_model, from_logits
 from fedjax_sim.models.layers import Conv, Dense, Norm, fastest_convolution, max_pool
+from fedjax_sim.models.transfer import freeze, load_leaves, lora, save_leaves, train_only, warm_start
 
-__all__ = ["MODELS", "Conv", "Dense", "Model", "Norm", "build_model", "fastest_convolution", "from_logits", "max_pool"]
+__all__ = [
+    "MODELS",
+    "Conv",
+    "Dense",
+    "Model",
+    "Norm",
+    "build_model",
+    "fastest_convolution",
+    "freeze",
+    "from_logits",
+    "load_leaves",
+    "lora",
+    "max_pool",
+    "save_leaves",
+    "train_only",
+    "warm_start",
+]

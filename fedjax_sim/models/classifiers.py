@@ -1,7 +1,7 @@
 """Classifiers by name."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from flax import nnx
 from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.models.layers import FORMS, Conv, Dense, Norm, fastest_convolution, max_pool
+from fedjax_sim.models.recurrent import CharLSTM
+from fedjax_sim.models.resnet import ResNet
+from fedjax_sim.models.transformer import ViT, patch_side
 
 
 class Model(NamedTuple):
@@ -24,6 +27,7 @@ class Model(NamedTuple):
     logits_fn: Callable[[PyTree, Array], Array]  # (params, inputs [B, ...]) -> f32[B, classes]
     loss_fn: Callable[[PyTree, PyTree, Array], Array]  # (params, batch, key) -> f32[B], cross-entropy in nats
     metric_fn: Callable[[PyTree, PyTree], dict[str, Array]]  # (params, batch) -> {"accuracy", "loss"}, each f32[B]
+    whole: Callable[[PyTree], PyTree] = lambda params: params  # all parameters, where only some are trained
 
 
 class MLP(nnx.Module):
@@ -93,7 +97,11 @@ MODELS = {
     "mlp_norm": "the same with layer normalisation, whose scales and shifts FedBN keeps on the clients",
     "cnn": "McMahan et al. 2017: convolutions 5 x 5 of 32 and 64, hidden layer of 512; 1,663,370 parameters on MNIST",
     "cnn_small": "convolutions 3 x 3 of 16 and 32, hidden layer of 64",
+    "resnet": "ResNet-8 with group normalisation, 16 to 64 channels; 75,530 parameters on CIFAR-10",
+    "vit": "a vision transformer of width 64, four layers, four heads, patches of 4 x 4 pixels",
+    "char_lstm": "McMahan et al. 2017 on text: an embedding of 8, two LSTM layers of 256 units",
 }
+_CONVOLVING = ("cnn", "cnn_small", "resnet")
 
 
 def _module(
@@ -104,11 +112,25 @@ def _module(
         return MLP(int(np.prod(shape)), hidden if name == "mlp" else (), classes, rng=rng)
     if name == "mlp_norm":
         return NormalisedMLP(int(np.prod(shape)), hidden, classes, rng=rng)
+    if name == "char_lstm":
+        if len(shape) != 1:
+            raise _validate.InputError(
+                f"model char_lstm: inputs of shape {list(shape)} are no text; give codes [length]"
+            )
+        return CharLSTM(classes, rng=rng)
     if len(shape) != 3 or min(shape[:2]) < 4:
         raise _validate.InputError(
             f"model {name}: inputs of shape {list(shape)} are no images of at least 4 x 4; use logistic or mlp"
         )
     image = (shape[0], shape[1], shape[2])
+    if name == "resnet":
+        return ResNet(image[2], classes, form=form, rng=rng)
+    if name == "vit":
+        if patch_side(*image[:2]) is None:
+            raise _validate.InputError(
+                f"model vit: {image[0]} x {image[1]} pixels have no patches of 4, 7 or 2; use cnn"
+            )
+        return ViT(image, classes, rng=rng)
     if name == "cnn":
         return CNN(image, (32, 64), 512, classes, size=5, form=form, rng=rng)
     return CNN(image, (16, 32), 64, classes, size=3, form=form, rng=rng)
@@ -127,7 +149,7 @@ def build_model(
 
     Args:
       name: which.
-      input_shape: of one example, [features] or [height, width, channels].
+      input_shape: of one example, [features], [height, width, channels], or [length] of a text.
       classes: number of classes, at least 2.
       hidden: widths of the hidden layers, for "mlp" and "mlp_norm".
       seed: of the initial parameters.
@@ -146,14 +168,18 @@ def build_model(
             _validate.whole(field, size)
     if convolution is not None:
         _validate.one_of("convolution", convolution, FORMS)
-    form = convolution or (fastest_convolution() if name.startswith("cnn") else "native")
+    form = convolution or (fastest_convolution() if name in _CONVOLVING else "native")
     graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), form, seed))
-    return from_logits(nnx.to_pure_dict(state), lambda params, x: _call(graph, params, x))
+    prepared = (lambda x: x) if name == "char_lstm" else _scaled  # codes are no intensities
+
+    def logits_fn(params: PyTree, inputs: Array) -> Array:
+        return nnx.merge(graph, nnx.State(params))(prepared(inputs))
+
+    return from_logits(nnx.to_pure_dict(state), logits_fn)
 
 
-def _call(graph: Any, params: PyTree, inputs: Array) -> Array:
-    scaled = inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs.astype(jnp.float32)
-    return nnx.merge(graph, nnx.State(params))(scaled)
+def _scaled(inputs: Array) -> Array:
+    return inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs.astype(jnp.float32)
 
 
 def from_logits(params: PyTree, logits_fn: Callable[[PyTree, Array], Array]) -> Model:

@@ -1,0 +1,57 @@
+"""A character model of text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from fedjax_sim.core.types import Array
+from fedjax_sim.models.layers import Dense
+
+EMBEDDING, UNITS, LAYERS = 8, 256, 2
+
+
+class LSTM(nnx.Module):
+    """`x [B, T, I]` to the states [B, T, H] (Hochreiter and Schmidhuber 1997); gates are input, forget, cell, output.
+
+    Weights uniform within `1 / sqrt(H)`; the forget gate starts at a bias of 1 (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, inputs: int, units: int, *, rng: np.random.Generator):
+        def uniform(rows: int) -> Array:
+            return jnp.asarray(rng.uniform(-1, 1, (rows, 4 * units)).astype(np.float32) / np.float32(units**0.5))
+
+        self.kernel, self.recurrent = nnx.Param(uniform(inputs)), nnx.Param(uniform(units))
+        self.bias = nnx.Param(jnp.zeros(4 * units).at[units : 2 * units].set(1.0))
+
+    def __call__(self, x: Array) -> Array:
+        recurrent = self.recurrent[...]
+        fed = jnp.moveaxis(x, 1, 0) @ self.kernel[...] + self.bias[...]  # of all times at once, out of the loop
+
+        def step(carry: tuple[Array, Array], now: Array) -> tuple[tuple[Array, Array], Array]:
+            hidden, cell = carry
+            entry, forget, new, leave = jnp.split(now + hidden @ recurrent, 4, axis=-1)
+            cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(entry) * jnp.tanh(new)
+            hidden = jax.nn.sigmoid(leave) * jnp.tanh(cell)
+            return (hidden, cell), hidden
+
+        zero = jnp.zeros((x.shape[0], recurrent.shape[0]), fed.dtype)
+        return jnp.moveaxis(lax.scan(step, (zero, zero), fed)[1], 0, 1)
+
+
+class CharLSTM(nnx.Module):
+    """The next character after a window, of McMahan et al. (2017) and LEAF: an embedding of 8, two LSTM layers of 256
+    units, and the output on the last state. `x` int[B, T] of codes below `classes`."""
+
+    def __init__(self, classes: int, *, rng: np.random.Generator):
+        self.embedding = nnx.Param(jnp.asarray(rng.standard_normal((classes, EMBEDDING), np.float32)))
+        for i in range(LAYERS):
+            setattr(self, f"layer{i}", LSTM(UNITS if i else EMBEDDING, UNITS, rng=rng))
+        setattr(self, f"layer{LAYERS}", Dense(UNITS, classes, rng=rng))
+
+    def __call__(self, x: Array) -> Array:
+        states = self.embedding[...][x.astype(jnp.int32)]
+        for i in range(LAYERS):
+            states = getattr(self, f"layer{i}")(states)
+        return getattr(self, f"layer{LAYERS}")(states[:, -1])
