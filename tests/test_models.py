@@ -273,8 +273,10 @@ def images():
     return fs.Population({"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}, jnp.asarray(offsets))
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_every_model_by_name_learns(images, name):
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name not in ("resnet", "vit", "char_lstm")]
+)  # not so small
+def test_every_small_model_by_name_learns(images, name):
     model = build_model(name, (8, 8, 1), 3, hidden=(16,))
     algorithm = fs.fedavg(model.loss_fn, client_tx=optax.sgd(0.05))
     states, metrics = train(algorithm, model.params, images, 4, jnp.arange(4))
