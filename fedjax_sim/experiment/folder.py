@@ -12,7 +12,7 @@ from typing import Any
 
 import fedjax_sim
 from fedjax_sim._validate import InputError
-from fedjax_sim.experiment.config import Config, Output
+from fedjax_sim.experiment.config import Config, Output, to_toml
 
 CONFIG, HISTORY, SUMMARY, CLIENTS = "config.toml", "history.jsonl", "summary.json", "clients.jsonl"
 LOCK = ".lock"
@@ -73,6 +73,26 @@ def locked(folder: Path) -> Iterator[None]:
             raise InputError(f"{folder}: another process is at work in it; wait for that, or stop it") from None
         yield
         (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def studied(folder: Path, config: Config) -> Iterator[None]:
+    """A folder for trials of `config`, made or gone on with; nobody else writes into it.
+
+    Raises:
+      InputError: it cannot be made, is in use, or holds trials of another configuration.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
+    with locked(folder):
+        path, text = folder / CONFIG, to_toml(config)
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            raise InputError(f"{path}: the trials there had another configuration; give another folder, or that one's")
+        yield
 
 
 def environment(devices: list[Any], config: Config) -> dict[str, Any]:

@@ -215,9 +215,9 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
         best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
         lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
     if summary.simulated_seconds is not None:
-        slowest = summary.slowest
-        often = slowest is not None and 3 * slowest.rounds >= summary.rounds
-        last = f"; client {slowest.client} came last in {slowest.rounds} of {summary.rounds} rounds" if often else ""
+        slowest, last = summary.slowest, ""
+        if slowest is not None and 3 * slowest.rounds >= summary.rounds:
+            last = f"; client {slowest.client} came last in {slowest.rounds} of {summary.rounds} rounds"
         lines.append(f"That took {_duration(summary.simulated_seconds)} on the clients' links and devices{last}.")
     if summary.empty_rounds:
         lines.append(f"In {summary.empty_rounds} of {summary.rounds} rounds no message arrived.")

@@ -10,8 +10,8 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.build import build
-from fedjax_sim.experiment.config import Config, to_toml
-from fedjax_sim.experiment.folder import CONFIG, locked
+from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, grouped, state_bytes
 
 RESULTS = "sweep.jsonl"
@@ -68,12 +68,7 @@ def sweep(
       InputError: a trial that does not fit, a folder that cannot be made or is in use, or results of other settings.
     """
     grouped(config, trials)  # all are known to be possible before the first one runs
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
-    with locked(folder):
-        same_base(folder / CONFIG, config)
+    with studied(folder, config):
         found = _read(folder / RESULTS)
         missing = [settings for settings in trials if _key(settings) not in found]
         done = len(trials) - len(missing)
@@ -105,15 +100,6 @@ def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Don
         int(progress[-1].sent_bits[place]),
         float(progress[-1].seconds[place]),
     )
-
-
-def same_base(path: Path, config: Config) -> None:
-    """Notes what the trials have in common, or checks that it is what they had."""
-    text = to_toml(config)
-    if not path.exists():
-        path.write_text(text, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != text:
-        raise InputError(f"{path}: the trials there had another configuration; give another folder, or that one's")
 
 
 def table(results: Sequence[Done]) -> list[Line]:

@@ -15,9 +15,8 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, to_toml
-from fedjax_sim.experiment.folder import CONFIG, locked
+from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.space import Choice, Range, Space
-from fedjax_sim.experiment.sweep import same_base
 from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, with_settings
 
 STUDY, BEST = "study.db", "best.toml"
@@ -114,12 +113,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budget = budget or Budget()
     _check(space, sampler)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
-    with locked(folder):
-        same_base(folder / CONFIG, config)
+    with studied(folder, config):
         url = f"sqlite:///{(folder / STUDY).absolute()}"
         study = optuna.create_study(
             storage=url, study_name="fedjax_sim", direction="maximize", load_if_exists=True,
