@@ -230,7 +230,7 @@ def test_a_resumed_run_is_one_run_of_mlflow(
     resumed: tuple[Path, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, summary = resumed
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("fedjax_sim")
@@ -252,7 +252,7 @@ def test_a_resumed_run_is_one_run_of_mlflow(
 
 def records(path: Path) -> Iterator[Any]:
     """Of a .wandb file: after 7 bytes blocks of 32 KiB with chunks of checksum, length, kind and data."""
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
     data, place, whole = path.read_bytes(), 7, b""
     while place + 7 <= len(data):
