@@ -28,7 +28,10 @@ def examples(name: str, number: int) -> dict[str, np.ndarray]:
     return {"inputs": inputs, "labels": rng.integers(0, 5, number).astype(np.int32)}
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+SLOW = pytest.param("resnet", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[SLOW, "vit", "char_lstm"])
 def case(request):
     return request.param, build_model(request.param, CASES[request.param], 5)
 

@@ -491,6 +491,7 @@ def turned(seed, per_client=40, clients=5):
     return fs.Population({"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}, offsets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_personal_models_beat_the_global_one_where_clients_disagree(name):
     """And evaluating them changes nothing. Client 4 never takes part."""

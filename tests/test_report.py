@@ -380,6 +380,7 @@ def test_thinning_keeps_ends_and_extremes() -> None:
     assert all(kept[i] == y[int(x[i])] for i in range(len(x)))
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rounds_are_a_small_page(tmp_path: Path) -> None:
     line = json.dumps(row(12345678, 0.5, per_client={"ids": [1, 2, 3]}))
     folder = write(tmp_path / "run", [], "training.rounds=100000")

@@ -57,7 +57,12 @@ class After:
         return self.calls <= 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICKEST = ("asynchronous, compressed", "private, adaptive")
+
+
+@pytest.mark.parametrize(
+    "kind", [*QUICKEST, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in QUICKEST)]
+)
 def test_a_run_stopped_anywhere_goes_on_bit_by_bit(tmp_path: Path, kind: str) -> None:
     """Stopped after its first round, and again after each call that follows."""
     overrides = [*COMMON, *KINDS[kind], f"output.folder={tmp_path}", "output.checkpoint_every=2"]
@@ -77,7 +82,8 @@ def test_a_run_stopped_anywhere_goes_on_bit_by_bit(tmp_path: Path, kind: str) ->
     )
 
 
-def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_never_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path: Path, moments: int) -> None:
     rng, settings = np.random.default_rng(0), (
         *QUICK, "training.rounds=70", "training.evaluate_every=5", "training.local_steps=2", *CLOCK,
         "algorithm.name=scaffold", "execution.client_memory=disk", "compression.uplink=sign",
@@ -101,13 +107,13 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_never_was(tmp_path:
             kills += 1
             text = history.read_text() if history.exists() else ""
             torn += any(not path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
-            assert kills < 20 or len(text) > 0
-            if kills == 20:
+            assert kills < moments or len(text) > 0
+            if kills == moments:
                 break
-            if kills == 10 and text:  # as if the power had gone while a line was written
+            if kills == moments // 2 and text:  # as if the power had gone while a line was written
                 history.write_text(text + '{"round": 9')
             shutil.rmtree(folder, ignore_errors=True) if not (folder / "config.toml").exists() else None
-        assert kills == 20
+        assert kills == moments
         status, _, err = command(tmp_path, "resume", "runs/killed")
         assert (status, err) == (0, "")
     assert left(folder) == left(tmp_path / "runs" / "whole")

@@ -52,7 +52,7 @@ def test_weighting_changes_the_model():
     assert float(re.findall(r"differ by ([\d.]+) %", output)[0]) > 0
 
 
-@pytest.mark.parametrize("seed", ["0", "1"])
+@pytest.mark.parametrize("seed", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_bare_noise_drowns_the_model_and_warns_on_every_run(seed):
     done = run("article_laplace", "--seed", seed)
     clear, bare, _ = sections(done.stdout)

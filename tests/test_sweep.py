@@ -113,6 +113,29 @@ def test_a_program_is_loaded_again_without_compiling_and_runs_that_are_dropped_s
     assert again.loss == pytest.approx(first.loss[1:2], rel=1e-6)
 
 
+def test_several_federations_lie_in_one_program() -> None:
+    """Each run is what it is alone, also after others have moved in, which may be smaller."""
+    experiments = [build(config("data.partition=quantity_zipf", f"data.seed={seed}")) for seed in (0, 1)]
+    grounds = [own_ground(experiment) for experiment in experiments]
+    cut = int(grounds[1].data.offsets[-2])  # without its last client
+    fewer = {field: array[:cut] for field, array in grounds[1].data.examples.items()}
+    small = grounds[1].data._replace(examples=fewer, offsets=np.minimum(grounds[1].data.offsets, cut))
+    grounds[1] = grounds[1]._replace(data=small)
+    trials = [{"training.seed": 3, "algorithm.learning_rate": 0.1}] * 3
+    losses = []
+    for ground in grounds:
+        alone = Program(experiments[0], ("algorithm.learning_rate",), DEVICES[:1], slots=1, grounds=[ground])
+        alone.load(trials[:1])
+        losses.append([*alone][-1].loss[0])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    program = Program(experiments[0], ("algorithm.learning_rate",), DEVICES, slots=3, grounds=grounds)
+    for order in ([0, 1], [1, 0], [1]):
+        program.move([grounds[place] for place in order])
+        where = [0, len(order) - 1, 0]
+        program.load(trials, where)
+        np.testing.assert_allclose([*program][-1].loss, [losses[order[place]] for place in where], rtol=1e-5)
+
+
 def test_under_privacy_every_setting_is_a_group_of_its_own() -> None:
     base = config("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0",
                   "training.sampling=poisson")  # fmt: skip
@@ -131,7 +154,7 @@ def test_under_privacy_every_setting_is_a_group_of_its_own() -> None:
 def test_what_cannot_be_swept_is_one_line(overrides: tuple[str, ...], words: tuple[str, ...]) -> None:
     experiment = build(config(*overrides))
     with pytest.raises(InputError) as error:
-        Program(experiment, (), DEVICES, slots=1, ground=own_ground(experiment))
+        Program(experiment, (), DEVICES, slots=1, grounds=[own_ground(experiment)])
     one_line(error, *words)
 
 
@@ -216,7 +239,7 @@ def test_a_study_finds_a_rate_resumes_and_keeps_within_its_budget(tmp_path: Path
     short = of_tune.tune(base, space, tmp_path / "short", DEVICES, trials=2, batch=2, prune=False,
                          budget=of_tune.Budget(bits=bits))  # fmt: skip
     program = Program(build(base), ("algorithm.learning_rate",), DEVICES, slots=2,
-                      ground=of_tune.held_out_clients(build(base)))  # fmt: skip
+                      grounds=[of_tune.held_out_clients(build(base))])  # fmt: skip
     program.load([short.best])
     assert program.advance().accuracy[0] == pytest.approx(short.value)
     with pytest.raises(InputError) as error:

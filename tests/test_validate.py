@@ -227,7 +227,7 @@ def test_arguments_of_build_model():
     def build(name="mlp", shape=(8, 8, 1), classes: Any = 3, **options: Any):
         return lambda: build_model(name, shape, classes, **options)
 
-    refuses(build("resnet"), "model: 'resnet'", "logistic, mlp, mlp_norm, cnn, cnn_small")
+    refuses(build("alexnet"), "model: 'alexnet'", "logistic, mlp, mlp_norm, cnn, cnn_small")
     for value in (1, 0, 2.5, "3"):
         refuses(build(classes=value), f"classes: {value!r}", "at least 2")
     for value in (-1, 0.5, None):

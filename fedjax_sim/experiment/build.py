@@ -18,7 +18,7 @@ from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.compress import compressed, with_downlink
 from fedjax_sim.experiment.config import Config, Privacy
 from fedjax_sim.experiment.explain import look_up
-from fedjax_sim.experiment.federation import make_federation
+from fedjax_sim.experiment.federation import Change, make_cohorts, make_federation
 from fedjax_sim.experiment.section import Section
 from fedjax_sim.models import MODELS, Model, build_model, freeze, load_leaves, lora, train_only, warm_start
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
@@ -46,16 +46,35 @@ class Experiment(NamedTuple):
         return self.phases[0].data
 
 
-def build(config: Config) -> Experiment:
+class Changes(NamedTuple):
+    """What is done to the clients' data beside what a configuration says."""
+
+    dealt: tuple[Change, ...] = ()  # before the dials of [heterogeneity] are turned
+    last: tuple[Change, ...] = ()  # after attacks, to what is trained on
+
+
+def build(config: Config, changes: Changes = Changes(), data: FederatedData | None = None) -> Experiment:
     """Loads the data, deals it out, and builds model and algorithm.
+
+    Args:
+      config: which may leave out what the data or the algorithm know.
+      changes: to the clients' data.
+      data: the clients' data, instead of those that [data] names.
 
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
     look_up("model.name", config.model.name, MODELS)
-    config, phases, sampler = make_federation(_with_defaults(config))
-    phases, model = _poisoned(config, phases), make_model(config, phases[0].data, config.training.seed)
+    asked = _with_defaults(config)
+    config, phases, sampler = make_federation(asked, changes.dealt, data)
+    phases = _poisoned(config, phases)
     data = phases[0].data
+    for change in changes.last:
+        data = change(data)
+    if changes.last:
+        config, sampler = make_cohorts(config.model_copy(update={"training": asked.training}), data)
+        phases = (Phase(0, data), *phases[1:])
+    model = make_model(config, data, config.training.seed)
     factory, options = recipe(config)
     algorithm = _made(factory, model, options)
     of_examples = config.privacy.mechanism == DP_SGD  # which makes the algorithm anew
@@ -70,8 +89,8 @@ def build(config: Config) -> Experiment:
         jax.eval_shape(lambda p: init(algorithm, p, data.num_clients, memory_rows=1), model.params)
     except InputError as error:  # what compression refuses
         raise InputError(f"algorithm.name{str(error).removeprefix('algorithm')}") from None
-    changes = tuple(phase.start for phase in phases[1:])
-    config, simulation = make_simulation(config, data, algorithm, model.params, sampler, changes)
+    drifts = tuple(phase.start for phase in phases[1:])
+    config, simulation = make_simulation(config, data, algorithm, model.params, sampler, drifts)
     return Experiment(config, phases, sampler, model, algorithm, private, simulation)
 
 

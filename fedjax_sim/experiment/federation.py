@@ -29,12 +29,15 @@ from fedjax_sim.experiment.config import Config, Data
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.section import Section
 
-STORE, COLUMN = "store", "column"
+STORE, COLUMN, GIVEN = "store", "column", "given"
 DEFAULT_PARTITION, DEFAULT_CLIENTS, DEFAULT_COHORT = "dirichlet", 20, 10
 SHIFTED_BYTES = 4e9  # of a federation on disk, up to which dials copy it into memory
 
 # settings of [data] that are no options of a source or a partition
 _COMMON = ("name", "path", "partition", "clients", "local_test_fraction", "seed")
+
+
+Change = Callable[[FederatedData], FederatedData]
 
 
 class Federation(NamedTuple):
@@ -45,22 +48,39 @@ class Federation(NamedTuple):
     sampler: Sampler
 
 
-def make_federation(config: Config) -> Federation:
+def make_federation(config: Config, changes: Sequence[Change] = (), given: FederatedData | None = None) -> Federation:
     """Loads the data, deals it out, and turns the dials.
+
+    Args:
+      config: whose settings may leave out what the data or their sources know.
+      changes: made to the clients' data before the dials are turned.
+      given: the clients' data, instead of those that [data] names.
 
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
     look_up("heterogeneity.drift", config.heterogeneity.drift, {"none": None, **DRIFTS})
-    settings, data = _dealt(config)
+    settings, data = _dealt(config) if given is None else (_settled(config.data, GIVEN, given, {}), given)
+    for change in changes:
+        data = change(data)
     data = _dialled(config, data)
     phases = [Phase(0, data)]
     if config.heterogeneity.drift_round is not None:
-        change = DRIFTS[config.heterogeneity.drift]
-        changed = change(data, config.heterogeneity.drift_severity, seed=config.data.seed)
+        drifted = DRIFTS[config.heterogeneity.drift]
+        changed = drifted(data, config.heterogeneity.drift_severity, seed=config.data.seed)
         phases.append(Phase(config.heterogeneity.drift_round - 1, changed))
         if phases[1].start == 0:
             del phases[0]
+    config, sampler = make_cohorts(config, data)
+    return Federation(config.model_copy(update={"data": settings}), tuple(phases), sampler)
+
+
+def make_cohorts(config: Config, data: FederatedData) -> tuple[Config, Sampler]:
+    """The configuration with the cohort's size filled in, and how cohorts are drawn.
+
+    Raises:
+      InputError: a sampling that does not exist, or a cohort that the clients cannot fill.
+    """
     training = config.training
     if training.sampling == "by_size":
         if config.heterogeneity.drift == "prior":
@@ -85,7 +105,7 @@ def make_federation(config: Config) -> Federation:
         path = {"sampling": "sampling", "cohort_size": "clients_per_round"}[str(error).partition(":")[0]]
         raise InputError(f"training.{path}:{str(error).partition(':')[2]}") from None
     training = training.model_copy(update={"clients_per_round": cohort})
-    return Federation(config.model_copy(update={"data": settings, "training": training}), tuple(phases), sampler)
+    return config.model_copy(update={"training": training}), sampler
 
 
 def _dealt(config: Config) -> tuple[Data, FederatedData]:

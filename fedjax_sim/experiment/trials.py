@@ -15,7 +15,8 @@ from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import memory_bytes
 from fedjax_sim.core.many import make_many
 from fedjax_sim.core.round import init, make_round, wire_bits
-from fedjax_sim.core.types import PyTree
+from fedjax_sim.core.types import Population, PyTree
+from fedjax_sim.data.federated import FederatedData, offsets_of
 from fedjax_sim.data.sampling import Sampler, draw_rounds
 from fedjax_sim.experiment.build import Experiment, assemble, continuous, make_model
 from fedjax_sim.experiment.clock import make_simulation
@@ -49,6 +50,7 @@ class Group(NamedTuple):
 class Ground(NamedTuple):
     """What is trained on, and what the global model is tested on."""
 
+    data: FederatedData
     sampler: Sampler
     test: dict[str, Any]
 
@@ -94,7 +96,7 @@ def own_ground(experiment: Experiment) -> Ground:
     test = held_out_examples(experiment.data)
     if test is None:
         raise InputError("data.name: there is nothing to test on; set data.local_test_fraction")
-    return Ground(experiment.sampler, test)
+    return Ground(experiment.data, experiment.sampler, test)
 
 
 def state_bytes(experiment: Experiment) -> float:
@@ -102,6 +104,19 @@ def state_bytes(experiment: Experiment) -> float:
     model, clients = experiment.model.params, experiment.data.num_clients
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
     return memory_bytes(experiment.algorithm, model, clients) * clients + 4.0 * size
+
+
+def together(federations: Sequence[FederatedData], rows: int) -> Population:
+    """The clients of all federations, one after another. Each federation has `rows` rows and a client more, which owns
+    those that are nobody's."""
+    padding = [rows - int(data.offsets[-1]) for data in federations]
+    examples = {
+        field: np.concatenate([part for data, more in zip(federations, padding, strict=True)
+                               for part in (data.examples[field], np.zeros((more, *array.shape[1:]), array.dtype))])
+        for field, array in federations[0].examples.items()
+    }  # fmt: skip
+    sizes = [np.append(data.sizes, more) for data, more in zip(federations, padding, strict=True)]
+    return federations[0]._replace(examples=examples, offsets=offsets_of(np.concatenate(sizes).tolist())).population()
 
 
 class Program:
@@ -115,7 +130,8 @@ class Program:
         *,
         slots: int,
         width: int | None = None,
-        ground: Ground | None = None,
+        grounds: Sequence[Ground] = (),
+        rows: int = 0,
     ):
         """Prepares the functions.
 
@@ -125,7 +141,9 @@ class Program:
           devices: the runs are dealt to them.
           slots: runs at once.
           width: as in `make_many`.
-          ground: instead of the experiment's own.
+          grounds: instead of the experiment's own, one or several to choose from: as many clients, slots and test
+            examples in each.
+          rows: training examples in a ground at most, if later ones may be larger than these.
 
         Raises:
           InputError: data that change over rounds, or messages that may be stale.
@@ -137,7 +155,6 @@ class Program:
         if experiment.config.training.adapt_steps != "none":
             raise InputError("training.adapt_steps: runs whose steps follow their loss are not swept; leave it out")
         self.experiment, self.varied, self.devices = experiment, tuple(varied), devices
-        self.ground = ground or own_ground(experiment)
         self.slots = -(-slots // len(devices)) * len(devices)
         training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients
         self.block = min(training.evaluate_every, training.rounds)
@@ -151,13 +168,15 @@ class Program:
             return experiment.algorithm if private else assemble(experiment.config, model, clients, values, seed)
 
         def advance(state: Any, given: Any, shared: Any) -> tuple[Any, Any]:
-            values, seed, key, cohorts, most_steps = given
-            population, test, rounds = shared
+            values, seed, key, where, cohorts, most_steps = given
+            population, tests, rounds = shared
             round_fn = make_round(algorithm(values, seed), **work)
 
             def one(i: Any, carry: Any) -> Any:
                 state, _, sent = carry
-                cohort = select(population, cohorts[i])._replace(most_steps=most_steps[i])
+                ids = cohorts[i]
+                found = select(population, jnp.where(ids >= 0, ids + where * (clients + 1), -1))
+                cohort = found._replace(ids=ids, rows=jnp.maximum(ids, 0), most_steps=most_steps[i])
                 state, metrics = round_fn(state, cohort, key)
                 weight = metrics.examples / jnp.maximum(metrics.examples.sum(), 1)
                 bits = metrics.uplink_bits
@@ -166,19 +185,36 @@ class Program:
 
             start = (state, jnp.float32(0), jnp.zeros(2, jnp.uint32))
             state, loss, sent = jax.lax.fori_loop(0, rounds, one, start)
-            scores = evaluate(state.params, test)
+            scores = evaluate(state.params, jax.tree.map(lambda x: x[where], tests))
             return state, {"accuracy": scores["accuracy"], "loss": scores["loss"], "train_loss": loss, "sent": sent}
 
         self.start = jax.jit(jax.vmap(lambda params, values, seed: init(algorithm(values, seed), params, clients)))
         self.many = make_many(advance, devices=devices, width=width)
-        test = jax.tree.map(jnp.asarray, self.ground.test)
-        self.shared = replicate((experiment.data.population(), test), devices)
-        self.tables: dict[int, Iterator[Any]] = {}
+        self.tables: dict[tuple[int, int], Iterator[Any]] = {}
+        grounds = list(grounds) or [own_ground(experiment)]
+        self.room, self.rows = len(grounds), max(rows, *(int(ground.data.offsets[-1]) for ground in grounds))
+        self.move(grounds)
 
-    def load(self, trials: Sequence[Settings]) -> None:
-        """Begins these, as many as there are slots at most."""
+    def move(self, grounds: Sequence[Ground]) -> None:
+        """Other grounds for runs to come, no more of them than at first and none larger; nothing is compiled anew."""
+        self.grounds = [*grounds, *[grounds[-1]] * (self.room - len(grounds))]
+        tests = jax.tree.map(lambda *each: jnp.stack(each), *(ground.test for ground in self.grounds))
+        data = together([ground.data for ground in self.grounds], self.rows)
+        self.shared = replicate((data, tests), self.devices)
+
+    def load(self, trials: Sequence[Settings], where: Sequence[int] = (), rounds: int | None = None) -> None:
+        """Begins runs.
+
+        Args:
+          trials: as many as there are slots at most.
+          where: the number of each one's ground; the first if left out.
+          rounds: instead of those of the configuration, where nothing in it depends on them.
+        """
+        self.rounds = rounds or self.experiment.config.training.rounds
         self.count = len(trials)
-        padded = [*trials, *[trials[-1]] * (self.slots - self.count)]
+        more = self.slots - self.count
+        padded = [*trials, *[trials[-1]] * more]
+        places = [*where, *[where[-1]] * more] if where else [0] * self.slots
         self.seeds = [int(settings.get(SEED, self.experiment.config.training.seed)) for settings in padded]
         self.active = np.arange(self.slots) < self.count
         names = [path.removeprefix("algorithm.") for path in self.varied]
@@ -188,8 +224,9 @@ class Program:
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *(models[seed] for seed in self.seeds))
         seeds = np.array(self.seeds, np.uint32)
         self.states = self.start(params, values, seeds)
-        self.given = (values, seeds, jax.vmap(jax.random.key)(seeds))
-        self.tables = {seed: self._rounds(seed) for seed in different}
+        self.given = (values, seeds, jax.vmap(jax.random.key)(seeds), np.array(places, np.int32))
+        self.turns = list(zip(places, self.seeds, strict=True))
+        self.tables = {turn: self._rounds(*turn) for turn in dict.fromkeys(self.turns)}
         self.done, self.sent, self.seconds = 0, np.zeros(self.slots, np.int64), np.zeros(self.slots)
 
     def _params(self, seed: int) -> PyTree:
@@ -199,17 +236,17 @@ class Program:
             return jax.tree.map(np.asarray, experiment.model.params)
         return jax.tree.map(np.asarray, make_model(experiment.config, experiment.data, seed).params)
 
-    def _rounds(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, float]]:
+    def _rounds(self, place: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, float]]:
         """Who trains in each round, their steps at most, how many received the model, and the clock after it."""
-        experiment, most = self.experiment, np.iinfo(np.int32).max
+        experiment, most, ground = self.experiment, np.iinfo(np.int32).max, self.grounds[place]
         if experiment.simulation is None:
             number = 0
             while True:
-                ids = draw_rounds(self.ground.sampler, seed, number, 1)[0]
+                ids = draw_rounds(ground.sampler, seed, number, 1)[0]
                 yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()), 0.0
                 number += 1
-        config = with_settings(experiment.config, {SEED: seed})
-        given = (experiment.data, experiment.algorithm, experiment.model.params, self.ground.sampler, ())
+        config = with_settings(experiment.config, {SEED: seed, "training.rounds": self.rounds})
+        given = (ground.data, experiment.algorithm, experiment.model.params, ground.sampler, ())
         _, simulation = make_simulation(config, *given)
         assert simulation is not None
         for step in simulation.schedule(None):
@@ -219,9 +256,9 @@ class Program:
 
     def advance(self) -> Progress:
         """Up to the next evaluation; runs that were dropped stay where they are."""
-        rounds = min(self.block, self.experiment.config.training.rounds - self.done)
-        drawn = {seed: list(islice(table, rounds)) for seed, table in self.tables.items()}
-        ids, steps, asked, clock = zip(*([*zip(*drawn[seed], strict=True)] for seed in self.seeds), strict=True)
+        rounds = min(self.block, self.rounds - self.done)
+        drawn = {turn: list(islice(table, rounds)) for turn, table in self.tables.items()}
+        ids, steps, asked, clock = zip(*([*zip(*drawn[turn], strict=True)] for turn in self.turns), strict=True)
         tables = tuple(np.pad(np.array(t, np.int32), ((0, 0), (0, self.block - rounds), (0, 0)), constant_values=-1)
                        for t in (ids, steps))  # fmt: skip
         shared = (*self.shared, jnp.int32(rounds))
@@ -243,5 +280,5 @@ class Program:
         self.active[list(places)] = False
 
     def __iter__(self) -> Iterator[Progress]:
-        while self.done < self.experiment.config.training.rounds and self.active.any():
+        while self.done < self.rounds and self.active.any():
             yield self.advance()

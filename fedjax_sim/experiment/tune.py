@@ -5,7 +5,8 @@ The objective is the accuracy of the global model on clients that are held out: 
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def held_out_clients(experiment: Experiment, share: float = HELD_OUT) -> Ground:
 
     rows = np.concatenate([np.arange(int(data.offsets[i]), int(data.offsets[i + 1])) for i in held])
     test = {field: np.asarray(array[rows]) for field, array in data.examples.items()}
-    return Ground(Sampler(inner.slots, draw), test)
+    return Ground(data, Sampler(inner.slots, draw), test)
 
 
 def tune(
@@ -113,10 +114,9 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budget = budget or Budget()
     _check(space, sampler)
-    with studied(folder, config):
-        url = f"sqlite:///{(folder / STUDY).absolute()}"
+    with studied(folder, config), _storage(folder / STUDY) as storage:
         study = optuna.create_study(
-            storage=url, study_name="fedjax_sim", direction="maximize", load_if_exists=True,
+            storage=storage, study_name="fedjax_sim", direction="maximize", load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=batch) if prune else optuna.pruners.NopPruner(),
         )  # fmt: skip
         for old in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
@@ -136,7 +136,7 @@ def tune(
                 if key not in programs:
                     experiment = build(group.config)
                     programs[key] = Program(
-                        experiment, group.varied, devices, slots=batch * seeds, ground=held_out_clients(experiment)
+                        experiment, group.varied, devices, slots=batch * seeds, grounds=[held_out_clients(experiment)]
                     )
                 _run(study, programs[key], mine, runs, seeds, budget)
             told(len(study.get_trials(deepcopy=False, states=ended)), trials, _best(study))
@@ -146,6 +146,19 @@ def tune(
         (folder / BEST).write_text(to_toml(with_settings(config, best)), encoding="utf-8")
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         return Tuned(best, study.best_value, states.count(ended[0]), states.count(ended[1]), folder / BEST)
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[Any]:
+    """Where a study is kept, closed at the end."""
+    import optuna
+
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings], seeds: int, budget: Budget) -> None:
