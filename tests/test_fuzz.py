@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from fedjax_sim import ALGORITHMS, InputError
 from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS
 from fedjax_sim.data import PARTITIONS
+from fedjax_sim.data.sampling import SAMPLERS
 from fedjax_sim.experiment import config as of_config
-from fedjax_sim.experiment.build import build
+from fedjax_sim.experiment.build import DP_SGD, build
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.history import read_history
 from fedjax_sim.experiment.run import run
@@ -37,11 +38,11 @@ NAMES: dict[str, Any] = {
     "model.name": tuple(MODELS),
     "algorithm.name": tuple(ALGORITHMS),
     "attack.name": ("none", *DATA_ATTACKS, *MESSAGE_ATTACKS),
-    "privacy.mechanism": ("none", "dp_sgd", *MECHANISMS),
+    "privacy.mechanism": ("none", DP_SGD, *MECHANISMS),
     "compression.uplink": ("none", *COMPRESSORS),
     "compression.downlink": ("none", *COMPRESSORS),
     "network.profiles": ("none", "constant", "lognormal", "csv", "gml"),
-    "training.sampling": ("uniform", "poisson", "by_size", "round_robin", "all"),
+    "training.sampling": SAMPLERS,
     "heterogeneity.drift": ("none", "concept", "prior"),
     "algorithm.weighting": ("examples", "uniform"),
 }
@@ -111,20 +112,19 @@ def chosen(draw: Any, section: str, table: Mapping[str, Callable[..., Any]], set
 
 @st.composite
 def private(draw: Any) -> list[str]:
-    mechanism = draw(st.sampled_from([*MECHANISMS, "dp_sgd"]))
+    mechanism = draw(st.sampled_from([*MECHANISMS, DP_SGD]))
     noise = draw(st.sampled_from(["epsilon=3.0", "noise_multiplier=0.5"]))
     clip = [] if mechanism == "laplace_bare" else ["privacy.clip_norm=1.0"]
-    sampling = draw(st.sampled_from(["poisson", "uniform", "round_robin", "all"]))
-    return [f"privacy.mechanism={mechanism}", f"privacy.{noise}", *clip, f"training.sampling={sampling}",
+    return [f"privacy.mechanism={mechanism}", f"privacy.{noise}", *clip, draw(override("training.sampling")),
             *draw(some("privacy", 1))]  # fmt: skip
 
 
 @st.composite
 def linked(draw: Any) -> list[str]:
-    policy = draw(st.sampled_from(["wait", "deadline", "over_select", "asynchronous"]))
-    more = ["network.deadline_seconds=3.0"] if policy == "deadline" else []
+    policy = draw(override("network.policy"))
+    more = ["network.deadline_seconds=3.0"] if policy.endswith("=deadline") else []
     profiles = draw(st.sampled_from(["constant", "lognormal"]))
-    return [f"network.profiles={profiles}", f"network.policy={policy}", *more, *draw(some("network", 2))]
+    return [f"network.profiles={profiles}", policy, *more, *draw(some("network", 2))]
 
 
 @st.composite
