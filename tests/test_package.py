@@ -223,6 +223,26 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.show",
         ),
     ),
+    (
+        (
+            "diagnose.worlds",
+            "diagnose.laboratory",
+            "diagnose.exchange",
+            "diagnose.align",
+            "diagnose.annotators",
+            "diagnose.cause",
+            "diagnose.remedies",
+            "diagnose.causes.*",
+            "diagnose.causes",
+            "diagnose.game",
+            "diagnose.found",
+            "diagnose.words",
+            "diagnose.anchors",
+            "diagnose.treat",
+            "diagnose.diagnosis",
+            "diagnose",
+        ),
+    ),
     (("plots.style", "plots.costs", "plots.curves", "plots.matrix", "plots.portrait", "plots.tradeoff", "plots"),),
     (
         (

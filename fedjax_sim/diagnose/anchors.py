@@ -1,0 +1,38 @@
+"""What there is to compare with: the same training in one place, and guessing."""
+
+import numpy as np
+
+from fedjax_sim.diagnose.cause import KEPT_EVERYWHERE, Change, cleared
+from fedjax_sim.diagnose.exchange import pooled, test_shares
+from fedjax_sim.diagnose.worlds import World
+from fedjax_sim.experiment.build import Experiment
+
+RATES = (0.1, 0.3, 3.0, 10.0)  # times the learning rate, for training in one place
+
+
+def in_one_place(world: World, experiment: Experiment, steps: np.ndarray) -> World:
+    """All examples at one client that makes as many steps in a round as the cohort together, with plain SGD of the
+    clients' rate, momentum and batch size: as many gradients as the federation's. Nothing is hidden, compressed, late
+    or harmful there; inputs and labels are as clients have them."""
+    training = experiment.config.training
+    together = max(1, round((training.clients_per_round or 1) * float(steps.mean())))
+    sections = ("attack", "compression", "network", "privacy")
+    off = {path: None for section in sections for path in cleared(experiment.config, section)}
+    off |= dict(cleared(experiment.config, "algorithm", keep=KEPT_EVERYWHERE))
+    off |= {f"heterogeneity.{name}": None for name in ("drift", "drift_round", "drift_severity")}
+    alone = {
+        "algorithm.name": "fedavg", "training.sampling": "uniform", "training.clients_per_round": 1,
+        "training.local_steps": together, "training.adapt_steps": "none", "training.patience": None,
+    }  # fmt: skip
+    return world.set({**off, **alone}).change(Change("all in one place", pooled, order=9, last=True))
+
+
+def tuned(one_place: World, rate: float) -> list[World]:
+    """The same with other learning rates."""
+    return [one_place.set({"algorithm.learning_rate": rate * by}) for by in RATES]
+
+
+def chance(experiment: Experiment) -> float:
+    """The accuracy of always saying what is most frequent in the test set."""
+    shares = test_shares(experiment.data)
+    return 0.0 if shares is None else float(shares.max())

@@ -1,0 +1,314 @@
+"""Why accuracy is what it is: the run again in worlds that lack one suspected cause, or several."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.data import FederatedData, describe
+from fedjax_sim.diagnose import anchors, words
+from fedjax_sim.diagnose.cause import Cause, Facts, Removal
+from fedjax_sim.diagnose.causes import CAUSES
+from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis, Interaction, Suspect
+from fedjax_sim.diagnose.game import Estimate, coalitions, dividends, estimate, shares
+from fedjax_sim.diagnose.laboratory import Course, Laboratory, Told
+from fedjax_sim.diagnose.treat import treat
+from fedjax_sim.diagnose.worlds import World
+from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.clock import planned
+from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.folder import studied
+from fedjax_sim.experiment.history import Row
+
+STALLS, MATTERS, LITTLE = 0.015, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
+PLAYERS = 4  # causes at most whose interactions are worked out
+TUNING = 7919  # added to the seed under which alternatives are chosen, which no reported figure is from
+
+
+class Candidate(NamedTuple):
+    """A cause that may be at work, and the best way to take it away."""
+
+    cause: Cause
+    removals: list[Removal]
+    best: Removal
+
+
+def diagnose(
+    experiment: Config | Experiment,
+    folder: str | Path,
+    *,
+    seeds: int = 5,
+    data: FederatedData | None = None,
+    causes: Sequence[Cause] = CAUSES,
+    remedies: bool = True,
+    rows: list[Row] | None = None,
+    devices: list[Any] | None = None,
+    told: Callable[[Told], None] = lambda told: None,
+) -> Diagnosis:
+    """Says why a federation's accuracy is what it is, and what helps.
+
+    Trains the run as it is, the same in one place (the ceiling), and then the run in counterfactual worlds: without each
+    suspected cause, and without any and all of those that matter. Worlds of one structure are one compiled program.
+
+    Args:
+      experiment: the run, or its configuration.
+      folder: where runs are kept as they end; a diagnosis that was stopped goes on there.
+      seeds: training seeds of each world, from the configuration's on; at least 2.
+      data: the clients' data, instead of what the configuration names.
+      causes: what is looked for.
+      remedies: whether to try what helps against the causes found.
+      rows: the history of the run, where it has been trained already.
+      devices: worlds are dealt to them; all by default.
+      told: who watches.
+
+    Returns:
+      Everything that was found, as plain data.
+
+    Raises:
+      InputError: fewer than 2 seeds, a configuration that cannot be built, no test set, or a folder with runs of
+      another diagnosis.
+    """
+    config = experiment.config if isinstance(experiment, Experiment) else experiment
+    if seeds < 2:
+        raise InputError(f"seeds: {seeds} tells nothing of chance; give 2 or more, 5 say")
+    folder, began = Path(folder), time.perf_counter()
+    with studied(folder, config):
+        lab = Laboratory(folder, devices or jax.local_devices(), data=data, told=told)
+        found = _Examination(lab, World(config), seeds, causes, rows).examine(remedies)
+    seconds = time.perf_counter() - began
+    return found._replace(runs=lab.trained, programs=lab.compiled, seconds=round(seconds, 1))
+
+
+class _Examination:
+    def __init__(self, lab: Laboratory, world: World, seeds: int, causes: Sequence[Cause], rows: list[Row] | None):
+        first = world.config.training.seed
+        self.lab, self.world, self.causes, self.rows = lab, world, causes, rows
+        self.seeds, self.tuning = [first + i for i in range(seeds)], [first + TUNING]
+
+    def examine(self, remedies: bool) -> Diagnosis:
+        """The whole diagnosis."""
+        lab, world = self.lab, self.world
+        experiment = lab.experiment(world)
+        data = experiment.phases[-1].data
+        steps = planned(experiment.config, data)
+        with lab.work("the run as it is, and in one place"):
+            one_place = anchors.in_one_place(world, experiment, steps)
+            places = [one_place, *anchors.tuned(one_place, experiment.config.algorithm.learning_rate)]
+            courses, same = lab.train([world, one_place], self.seeds)
+            best = self._chosen([places])[0]
+            top = lab.train([best], self.seeds)[0]
+        lost = _difference(top, courses)
+        stalls = lost.mean >= STALLS
+        facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps)
+        if self.rows is None and stalls:
+            with lab.work("the run, watched"):
+                facts = facts._replace(rows=lab.observed(world))
+        candidates = self._candidates(facts, stalls)
+        gains = self._screened(facts, candidates)
+        players = self._players(candidates, gains)
+        players, values, healthy = self._attributed(facts, candidates, players)
+        return self._concluded(facts, same, lost, candidates, gains, players, values, healthy, remedies)
+
+    # --- which causes matter -----------------------------------------------------------------------------------------
+
+    def _candidates(self, facts: Facts, stalls: bool) -> list[Candidate]:
+        """What may be at work: of a run at its ceiling, only what lowers the ceiling, too."""
+        able = [cause for cause in self.causes if stalls or cause.lowers_ceiling or cause.name == "too_few_rounds"]
+        removals = [(cause, self._possible(facts.world, cause.removals(facts))) for cause in able]
+        removals = [(cause, ways) for cause, ways in removals if ways]
+        with self.lab.work("ways to take causes away"):
+            chosen = self._chosen([[way.apply(facts.world) for way in ways] for _, ways in removals])
+        return [
+            Candidate(cause, ways, next(way for way in ways if way.apply(facts.world).key() == best.key()))
+            for (cause, ways), best in zip(removals, chosen, strict=True)
+        ]
+
+    def _possible(self, world: World, removals: list[Removal]) -> list[Removal]:
+        """Those that change anything, and that can be built."""
+        found = []
+        for removal in removals:
+            try:
+                changed = removal.apply(world)
+                if changed.key() != world.key():
+                    self.lab.experiment(changed)
+                    found.append(removal)
+            except InputError:
+                continue  # some settings do not go together, and then this way is not open
+        return found
+
+    def _chosen(self, alternatives: list[list[World]]) -> list[World]:
+        """The best of each list, under a seed of its own."""
+        several = [world for worlds in alternatives if len(worlds) > 1 for world in worlds]
+        ended = {world.key(): courses[0].ended
+                 for world, courses in zip(several, self.lab.train(several, self.tuning), strict=True)}  # fmt: skip
+        return [worlds[0] if len(worlds) == 1 else max(worlds, key=lambda w: ended[w.key()]) for worlds in alternatives]
+
+    def _screened(self, facts: Facts, candidates: list[Candidate]) -> dict[str, Estimate]:
+        """What taking each cause alone away from the run gains."""
+        with self.lab.work("without each cause"):
+            worlds = [candidate.best.apply(facts.world) for candidate in candidates]
+            trained = self.lab.train(worlds, self.seeds)
+        return {candidate.cause.name: _difference(courses, facts.courses)
+                for candidate, courses in zip(candidates, trained, strict=True)}  # fmt: skip
+
+    def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate]) -> list[Candidate]:
+        """Causes whose removal gains something that is not chance."""
+        for least in (MATTERS, LITTLE):
+            found = [c for c in candidates if gains[c.cause.name].mean >= least and gains[c.cause.name].low > 0]
+            if found:
+                return found
+        return []
+
+    def _fewer(self, facts: Facts, players: list[Candidate], gains: Mapping[str, float]) -> list[Candidate]:
+        """As many as can be played: habits give way to conditions, small gains to large ones."""
+        first = sorted(players, key=lambda c: (c.cause.rank(facts) < 2, -gains[c.cause.name]))
+        return first[:PLAYERS]
+
+    # --- what they cost ----------------------------------------------------------------------------------------------
+
+    def _attributed(
+        self, facts: Facts, candidates: list[Candidate], players: list[Candidate]
+    ) -> tuple[list[Candidate], dict[frozenset[str], list[Course]], World]:
+        """The causes that matter, and the runs of the worlds in which any of them are left."""
+        alone = self._screened(facts, candidates)
+        players = self._fewer(facts, players, {name: gain.mean for name, gain in alone.items()})
+        others = [c for c in candidates if c not in players]
+        if others and len(players) < PLAYERS and _stalls(facts):
+            hidden = self._hidden(facts, candidates, players)
+            players = [*players, *hidden][:PLAYERS]
+        with self.lab.work("without several causes"):
+            subsets = coalitions([player.cause.name for player in players])  # of those that are taken away
+            worlds = self._worlds(facts.world, players, subsets)
+            trained = self.lab.train(worlds, self.seeds)
+        return players, dict(zip(subsets, trained, strict=True)), worlds[-1]
+
+    def _hidden(self, facts: Facts, candidates: list[Candidate], players: list[Candidate]) -> list[Candidate]:
+        """Causes that others hide: nothing is gained without them alone, but something is lost with them alone."""
+        with self.lab.work("causes that others hide"):
+            names = [c.cause.name for c in players]
+            every = [c.cause.name for c in candidates]
+            healthy, known = self._worlds(facts.world, candidates, [frozenset(every), frozenset(names)])
+            without_any, without_known = self.lab.train([healthy, known], self.seeds)
+            if (gap := _difference(without_any, without_known)).mean < MATTERS or gap.low <= 0:
+                return []
+            others = [c for c in candidates if c.cause.name not in names]
+            back = [frozenset(every) - {c.cause.name} for c in others]
+            trained = self.lab.train(self._worlds(facts.world, candidates, back), self.seeds)
+        costs = {c.cause.name: _difference(without_any, courses) for c, courses in zip(others, trained, strict=True)}
+        able = [c for c in others if costs[c.cause.name].mean >= MATTERS and costs[c.cause.name].low > 0]
+        return sorted(able, key=lambda c: -costs[c.cause.name].mean)
+
+    def _worlds(self, world: World, players: list[Candidate], subsets: list[frozenset[str]]) -> list[World]:
+        """The worlds without these causes. Where a cause may be taken away in several ways, which one is best depends
+        on what else is gone: the one that was best in the run, and those that are best in the end, are tried."""
+        several = [p for p in players if len(p.removals) > 1]
+        ways: dict[str, list[Removal]] = {p.cause.name: [p.best] for p in players}
+        if several:
+            base = self._without(world, [p for p in players if p not in several])
+            ends = self._chosen([[base, *self._applied(base, p)] for p in several])
+            for player, best in zip(several, ends, strict=True):
+                found = [way for way in player.removals if way.apply(base).key() == best.key()]
+                ways[player.cause.name] = [player.best, *(way for way in found if way is not player.best), NOTHING]
+        options = []
+        for subset in subsets:
+            found = [world]
+            for player in players:
+                if player.cause.name in subset:
+                    found = [way.apply(w) for w in found for way in ways[player.cause.name]]
+            options.append(list({w.key(): w for w in found}.values()))
+        return self._chosen(options)
+
+    def _applied(self, world: World, player: Candidate) -> list[World]:
+        return [way.apply(world) for way in self._possible(world, player.removals)]
+
+    def _without(self, world: World, players: list[Candidate]) -> World:
+        for player in players:
+            world = player.best.apply(world)
+        return world
+
+    # --- what is said ------------------------------------------------------------------------------------------------
+
+    def _concluded(
+        self, facts: Facts, same: list[Course], lost: Estimate, candidates: list[Candidate],
+        gains: dict[str, Estimate], players: list[Candidate], values: dict[frozenset[str], list[Course]],
+        healthy: World, remedies: bool,
+    ) -> Diagnosis:  # fmt: skip
+        every = frozenset(player.cause.name for player in players)
+        ranks = {player.cause.name: player.cause.rank(facts) for player in players}
+        ended = {every - gone: np.array([course.ended for course in courses]) for gone, courses in values.items()}
+        whole = ended[frozenset()]  # by what is left: of nothing
+        costs = {left: whole - value for left, value in ended.items()}
+        by_seed = [{left: float(cost[i]) for left, cost in costs.items()} for i in range(len(self.seeds))]
+        each = [shares(worth, ranks.__getitem__) for worth in by_seed] if every else []
+        part = {name: np.array([share[name] for share in each]) for name in every}
+        order = sorted(every, key=lambda name: -part[name].mean())
+        order += sorted((c.cause.name for c in candidates if c.cause.name not in every), key=lambda n: -gains[n].mean)
+        of = {candidate.cause.name: candidate for candidate in candidates}
+        suspects = []
+        for place, name in enumerate(order):
+            matters, after = name in every, order[place + 1] if place + 1 < len(order) else None
+            tied = matters and after in every and estimate((part[name] - part[after]).tolist()).low <= 0
+            suspects.append(Suspect(
+                name, of[name].cause.title, of[name].best.name, gains[name],
+                estimate(costs[frozenset([name])].tolist()) if matters else None,
+                estimate(part[name].tolist()) if matters else None, tied,
+                of[name].cause.evidence(facts) if facts.rows else [],
+            ))  # fmt: skip
+        interactions = []
+        divided = [dividends(worth) for worth in by_seed] if every else []
+        for left in costs:
+            if len(left) > 1:
+                value = estimate([d[left] for d in divided])
+                if abs(value.mean) >= LITTLE and (value.low > 0 or value.high < 0):
+                    interactions.append(Interaction(tuple(sorted(left)), value))
+        mended = values[every]
+        draft = Diagnosis(
+            verdict=self._verdict(facts, lost, [s for s in suspects if s.share is not None]), sentences=[],
+            title=words.title(facts.config), seeds=self.seeds, run=_ended(facts.courses), pooled=_ended(same),
+            ceiling=_ended(facts.pooled), chance=anchors.chance(facts.experiment), lost=lost,
+            mended=_ended(mended) if every else None,
+            unexplained=_difference(facts.pooled, mended) if every else None, suspects=suspects,
+            interactions=sorted(interactions, key=lambda i: -abs(i.points.mean)), remedies=[], pair=None, config="",
+            curves={"the run": _curve(facts.courses), "in one place": _curve(facts.pooled),
+                    **({"without the causes": _curve(mended)} if every else {})},
+            runs=0, programs=0, seconds=0.0,
+        )  # fmt: skip
+        if remedies and order and every:
+            causes = [of[name].cause for name in order if name in every][:2]
+            draft = treat(self.lab, facts, draft, causes, self.seeds, self.tuning)
+        return draft._replace(sentences=words.sentences(draft))
+
+    def _verdict(self, facts: Facts, lost: Estimate, found: list[Suspect]) -> str:
+        if found and found[0].name == "too_few_rounds":
+            return UNFINISHED
+        if found:
+            return STALLED
+        if lost.mean < STALLS:
+            return HEALTHY
+        return NOISY if lost.low <= 0 else STALLED
+
+
+NOTHING = Removal("as it is", lambda world: world)
+
+
+def _stalls(facts: Facts) -> bool:
+    return _difference(facts.pooled, facts.courses).mean >= STALLS
+
+
+def _difference(better: Sequence[Course], worse: Sequence[Course]) -> Estimate:
+    """Paired by seed."""
+    return estimate([a.ended - b.ended for a, b in zip(better, worse, strict=True)])
+
+
+def _ended(courses: Sequence[Course]) -> Estimate:
+    return estimate([course.ended for course in courses])
+
+
+def _curve(courses: Sequence[Course]) -> list[list[float]]:
+    """Rounds, and the mean accuracy after them."""
+    mean = np.mean([[a or 0.0 for a in course.accuracy] for course in courses], axis=0)
+    return [[float(r), float(a)] for r, a in zip(courses[0].rounds, mean, strict=True)]

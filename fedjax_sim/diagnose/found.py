@@ -1,0 +1,84 @@
+"""What a diagnosis says, as plain data."""
+
+from typing import Any, NamedTuple
+
+from fedjax_sim.diagnose.game import Estimate
+
+HEALTHY, UNFINISHED, NOISY, STALLED = "healthy", "not finished", "too noisy to tell", "stalled"
+
+
+class Tried(NamedTuple):
+    """A remedy that was tried. Gains are in accuracy, from 0 to 1, over the run as it is."""
+
+    name: str
+    settings: dict[str, Any]  # None leaves one out
+    gain: Estimate
+    accuracy: float
+
+
+class Suspect(NamedTuple):
+    """A cause that was looked for. Costs are in accuracy, from 0 to 1."""
+
+    name: str
+    title: str
+    removed: str  # what was done to take it away
+    alone: Estimate  # gained by taking it alone away from the run
+    added: Estimate | None  # lost by adding it alone to the world without any of the causes that matter
+    share: Estimate | None  # of what is lost in all; None where it does not matter
+    tied: bool  # with the next in the list: which of them costs more cannot be told
+    evidence: list[str]  # from the run itself
+
+
+class Interaction(NamedTuple):
+    """What causes cost together beyond what they cost by themselves."""
+
+    names: tuple[str, ...]
+    points: Estimate
+
+
+class Step(NamedTuple):
+    """An accuracy on the way from the ceiling down to the run, and what leads there."""
+
+    name: str
+    accuracy: float
+
+
+class Diagnosis(NamedTuple):
+    """Why accuracy is what it is. Accuracies are means over seeds of the last fifth of a run's evaluations."""
+
+    verdict: str  # "healthy", "not finished", "too noisy to tell" or "stalled"
+    sentences: list[str]  # the same in plain words
+    title: str  # what was trained
+    seeds: list[int]
+    run: Estimate
+    pooled: Estimate  # trained in one place with the same model, rates and budget
+    ceiling: Estimate  # likewise with tuned rates
+    chance: float
+    lost: Estimate  # ceiling less run, paired by seed
+    mended: Estimate | None  # the world without any of the causes that matter
+    unexplained: Estimate | None  # what is lost in that world, too
+    suspects: list[Suspect]  # those that matter first, the costliest first
+    interactions: list[Interaction]
+    remedies: list[Tried]  # the best first
+    pair: Tried | None  # the best two together, where they fit
+    config: str  # ready to run: the configuration with what helps most, as TOML
+    curves: dict[str, list[list[float]]]  # rounds and mean accuracy of the run, the ceiling and the mended world
+    runs: int  # trained
+    programs: int  # compiled for them
+    seconds: float
+
+    def plain(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return _plain(self)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return None if value in (float("inf"), float("-inf")) or value != value else round(value, 6)
+    return value

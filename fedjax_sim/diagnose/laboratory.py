@@ -1,0 +1,292 @@
+"""Trains worlds: those that share a structure as one compiled program, each over several seeds, none twice."""
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim._validate import InputError
+from fedjax_sim.attacks import DATA_ATTACKS
+from fedjax_sim.data import FederatedData
+from fedjax_sim.diagnose.worlds import World
+from fedjax_sim.experiment.build import Experiment, continuous
+from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.drive import keeps_on_disk
+from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.loop import Loop
+from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
+
+FILE = "worlds.jsonl"
+GROUND_BYTES, GROUNDS = 1e9, 8  # what federations that are on the device together may take, and how many they are
+VARIED = ("learning_rate", "server_learning_rate", "mu")
+LAST = 0.2  # the share of the evaluations, the last ones, over which an accuracy is averaged
+
+
+class Course(NamedTuple):
+    """How one run went."""
+
+    rounds: list[int]  # after which it was tested
+    accuracy: list[float | None]
+    loss: list[float | None]
+    train_loss: list[float | None]  # mean over clients, on their first batches of the round
+    sent_bits: int
+    seconds: float  # on the simulated clock, if there is one
+
+    @property
+    def ended(self) -> float:
+        """Mean accuracy over the last evaluations, a fifth of them."""
+        return float(np.mean([accuracy or 0.0 for accuracy in self._last(self.accuracy)]))
+
+    @property
+    def fitted(self) -> float:
+        """Mean training loss over the same time; infinite where it was not finite."""
+        return float(np.mean([math.inf if loss is None else loss for loss in self._last(self.train_loss)]))
+
+    def _last(self, values: list[float | None]) -> list[float | None]:
+        return values[-max(1, round(LAST * len(values))) :]
+
+
+class Told(NamedTuple):
+    """How far the work is, for whoever watches."""
+
+    stage: str
+    done: int  # runs of this stage
+    total: int
+    rounds: int  # of the runs that are trained now
+    all_rounds: int
+
+
+class Laboratory:
+    """Where worlds are trained. What is in the folder already is not trained again."""
+
+    def __init__(
+        self,
+        folder: Path,
+        devices: list[Any],
+        *,
+        data: FederatedData | None = None,
+        told: Callable[[Told], None] = lambda told: None,
+    ):
+        """Opens a laboratory.
+
+        Args:
+          folder: for `worlds.jsonl`, a line for each run as soon as it has ended.
+          devices: runs are dealt to them.
+          data: the clients' data, instead of what configurations name.
+          told: who watches.
+        """
+        self.folder, self.devices, self.data, self.told, self.stage = folder, devices, data, told, ""
+        self.known = _read(folder / FILE)
+        self.trained, self.rounds, self.compiled, self.seconds = 0, 0, 0, 0.0  # of this process
+        self.programs: dict[str, Program] = {}
+        self.built: dict[str, Experiment] = {}
+
+    @contextmanager
+    def work(self, stage: str) -> Iterator[None]:
+        """What `told` calls the runs inside."""
+        self.stage, before = stage, self.stage
+        yield
+        self.stage = before
+
+    def experiment(self, world: World) -> Experiment:
+        """The world built, with the first training seed; the last ones are remembered.
+
+        Raises:
+          InputError: it cannot be.
+        """
+        key = world.key()
+        if key not in self.built:
+            while len(self.built) >= 2 * GROUNDS:
+                del self.built[next(iter(self.built))]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the user has seen those of the run itself
+                self.built[key] = world.build(self.data)
+        return self.built[key]
+
+    def train(self, worlds: Sequence[World], seeds: Sequence[int]) -> list[list[Course]]:
+        """Every world under every seed.
+
+        Raises:
+          InputError: a world that cannot be built.
+        """
+        keys = [world.key() for world in worlds]
+        missing = {(key, seed): world for key, world in zip(keys, worlds, strict=True) for seed in seeds
+                   if _line(key, seed) not in self.known}  # fmt: skip
+        began, self.total, self.done = time.perf_counter(), len(missing), 0
+        groups: dict[str, list[tuple[World, int]]] = {}
+        for (_, seed), world in missing.items():
+            groups.setdefault(self._structure(world), []).append((world, seed))
+        for structure, runs in groups.items():
+            train = self._alone if structure == "alone" else self._as_one
+            train(structure, runs)
+        self.seconds += time.perf_counter() - began
+        return [[self.known[_line(key, seed)] for seed in seeds] for key in keys]
+
+    def _structure(self, world: World) -> str:
+        """Equal for worlds of one compiled program and so many rounds."""
+        experiment = self.experiment(world)
+        config = experiment.config
+        late = experiment.simulation is not None and experiment.simulation.turns is not None
+        if len(experiment.phases) > 1 or late or config.training.adapt_steps != "none" or keeps_on_disk(experiment):
+            return "alone"
+        tree = config.model_dump(exclude={"output", "execution", "data", "heterogeneity"})
+        tree["training"].pop("seed")
+        if config.attack.name in DATA_ATTACKS or config.attack.name == "none":
+            tree.pop("attack")
+        for name in _varied(config):
+            tree["algorithm"].pop(name)
+        data = experiment.data
+        test = own_ground(experiment).test
+        shapes = {name: [(field, str(array.dtype), array.shape[1:]) for field, array in sorted(part.items())]
+                  for name, part in (("train", data.examples), ("test", test))}  # fmt: skip
+        counts = [data.num_clients, experiment.sampler.slots, len(next(iter(test.values()))), _room(experiment)]
+        return json.dumps([tree, shapes, counts], sort_keys=True, default=list)
+
+    def _as_one(self, structure: str, runs: list[tuple[World, int]]) -> None:
+        grounds: dict[str, Ground] = {}
+        for world, _ in runs:
+            key = _data_key(world)
+            if key not in grounds:
+                grounds[key] = own_ground(self.experiment(world))._replace(sampler=self.experiment(world).sampler)
+        program = self._program(structure, runs[0][0], list(grounds.values()))
+        room = program.room
+        names, slots = list(grounds), program.slots
+        for first in range(0, len(names), room):
+            here = names[first : first + room]
+            mine = [run for run in runs if _data_key(run[0]) in here]
+            program.move([grounds[name] for name in here])
+            for start in range(0, len(mine), slots):
+                part = mine[start : start + slots]
+                trials = [{**_traced(self.experiment(world).config, program.varied), SEED: seed}
+                          for world, seed in part]  # fmt: skip
+                program.load(trials, [here.index(_data_key(world)) for world, _ in part])
+                progress = []
+                for reached in program:
+                    progress.append(reached)
+                    self.told(Told(self.stage, self.done, self.total, reached.rounds, program.rounds))
+                self._keep([(world, seed, _course(progress, i)) for i, (world, seed) in enumerate(part)])
+
+    def _program(self, structure: str, world: World, grounds: list[Ground]) -> Program:
+        """The program of this structure, compiled when it first runs."""
+        rows = max(int(ground.data.offsets[-1]) for ground in grounds)
+        known = self.programs.get(structure)
+        if known is not None and known.rows >= rows:
+            return known
+        experiment = self.experiment(world)
+        room = _room(experiment)
+        varied = [f"algorithm.{name}" for name in _varied(experiment.config)]
+        slots = int(min(GROUNDS * 4 * len(self.devices), max(1, STATE_BYTES // max(state_bytes(experiment), 1))))
+        self.programs[structure] = Program(
+            experiment, varied, self.devices, slots=slots, grounds=[grounds[0]] * room, rows=rows
+        )
+        self.compiled += 1
+        return self.programs[structure]
+
+    def _alone(self, structure: str, runs: list[tuple[World, int]]) -> None:
+        """Runs whose data change, or whose messages are stale, one by one."""
+        for world, seed in runs:
+            rows = self._rows(world.set({SEED: seed}))
+            tested = [row for row in rows if row["test_accuracy"] is not None]
+            self._keep([(world, seed, Course(
+                [row["round"] for row in tested],
+                [row["test_accuracy"] for row in tested],
+                [row["test_loss"] for row in tested],
+                [row["loss_before"] for row in tested],
+                sum(row["uplink_bits"] + row["downlink_bits"] for row in rows),
+                rows[-1].get("simulated_seconds") or 0.0,
+            ))])  # fmt: skip
+
+    def observed(self, world: World) -> list[Row]:
+        """The rows of the world's history, with every client's values, of its own seed."""
+        return self._rows(world)
+
+    def _rows(self, world: World) -> list[Row]:
+        """Trains as `run` does, but leaves nothing behind."""
+        rounds = world.config.training.rounds
+        config = world.set({"output.per_client": True, "output.checkpoint_every": rounds + 1, "execution.lanes": None,
+                            "execution.client_memory": "device"})  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            experiment = config.build(self.data)
+        loop, rows = Loop(experiment, self.devices[:1], None, self.folder, []), []
+        for step in loop.steps(lambda: False):
+            rows += step.rows
+            self.told(Told(self.stage, self.done, self.total, len(rows), rounds))
+        if rows and rows[-1]["test_accuracy"] is None and step.status == "diverged":
+            rows[-1] |= {"test_accuracy": 0.0, "test_loss": None}
+        return rows
+
+    def _keep(self, results: list[tuple[World, int, Course]]) -> None:
+        lines = {_line(world.key(), seed): course for world, seed, course in results}
+        with open(self.folder / FILE, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"run": line, **course._asdict()}) + "\n" for line, course in lines.items())
+        self.known |= lines
+        self.done += len(results)
+        self.trained += len(results)
+        self.rounds += sum(course.rounds[-1] for course in lines.values())
+
+
+def _varied(config: Config) -> list[str]:
+    """Settings of [algorithm] that worlds of one program may differ in; under privacy none, which fixes them."""
+    free = frozenset() if config.privacy.mechanism != "none" else continuous(config)
+    return [name for name in VARIED if name in free and getattr(config.algorithm, name) is not None]
+
+
+def _traced(config: Config, varied: Sequence[str]) -> dict[str, float]:
+    return {path: getattr(config.algorithm, path.partition(".")[2]) for path in varied}
+
+
+def _data_key(world: World) -> str:
+    """Equal for worlds whose clients have the same data and cohorts."""
+    config = world.config
+    tree = config.model_dump(include={"data", "heterogeneity", "attack"})
+    changes = [change.name for change in world.changes]
+    return json.dumps([tree, changes, world.repeat], sort_keys=True, default=list)
+
+
+def _room(experiment: Experiment) -> int:
+    """Federations of this size that are held at once."""
+    one = sum(array.nbytes for array in experiment.data.examples.values())
+    return int(min(GROUNDS, max(1, GROUND_BYTES // max(one, 1))))
+
+
+def _line(key: str, seed: int) -> str:
+    return f"{seed} {key}"
+
+
+def _course(progress: Sequence[Progress], place: int) -> Course:
+    last = progress[-1]
+    return Course(
+        [p.rounds for p in progress],
+        *([_finite(getattr(p, name)[place]) for p in progress] for name in ("accuracy", "loss", "train_loss")),
+        int(last.sent_bits[place]),
+        float(last.seconds[place]),
+    )
+
+
+def _finite(value: Any) -> float | None:
+    return float(f"{float(value):.7g}") if math.isfinite(value) else None
+
+
+def _read(path: Path) -> dict[str, Course]:
+    """Runs that are done; a last line cut off in the writing is left out, of the file too."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole), encoding="utf-8")
+    found = {}
+    try:
+        for line in whole:
+            tree = json.loads(line)
+            found[tree.pop("run")] = Course(**tree)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: it holds no runs of a diagnosis ({error}); give another folder") from None
+    return found

@@ -1,0 +1,100 @@
+"""A diagnosis in plain sentences."""
+
+import math
+
+from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis
+from fedjax_sim.diagnose.game import Estimate
+from fedjax_sim.experiment.config import Config
+
+
+def title(config: Config) -> str:
+    """What was trained."""
+    return f"{config.algorithm.name} on {config.data.name}, {config.model.name}"
+
+
+def span(value: Estimate, sign: bool = False) -> str:
+    """Points with their interval."""
+    form = "+.1f" if sign else ".1f"
+    mean = f"{100 * value.mean:{form}}"
+    if math.isinf(value.low):
+        return mean
+    return f"{mean} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def sentences(found: Diagnosis) -> list[str]:
+    """The verdict, what each cause costs, what is left, and what helps."""
+    said = [_verdict(found)]
+    matter = [suspect for suspect in found.suspects if suspect.share is not None]
+    if matter and found.mended is not None:
+        whole = found.mended.mean - found.run.mean
+        first = matter[0]
+        assert first.share is not None
+        told = f"{first.title} costs {span(first.share)} points"
+        told += f" of the {100 * whole:.1f} that these causes cost" if len(matter) > 1 else ""
+        rest = [f"{s.title.lower()} {span(s.share)}" for s in matter[1:] if s.share is not None]
+        said.append("; ".join([told, *rest]) + ".")
+        tied = [(a, b) for a, b in zip(matter, matter[1:], strict=False) if a.tied]
+        said += [f"Which of {a.title.lower()} and {b.title.lower()} costs more cannot be told: a tie." for a, b in tied]
+        if found.unexplained is not None:
+            left = found.unexplained
+            if left.mean >= 0.005:
+                said.append(f"Unexplained: {span(left)} points below training in one place.")
+            elif left.mean <= -0.005:
+                said.append(f"Without these causes it would be {span(Estimate(-left.mean, -left.high, -left.low))} "
+                            "points better than training in one place is today.")  # fmt: skip
+        for part in found.interactions[:2]:
+            names = " and ".join(_titles(found, part.names))
+            how = (
+                "beyond what they cost each by itself" if part.points.mean > 0 else "less together than each by itself"
+            )
+            said.append(f"{names} cost {span(_size(part.points))} points {how}.")
+    elif found.verdict == STALLED:
+        said.append("None of the causes that were looked for accounts for it.")
+    said += _helps(found)
+    return said
+
+
+def _verdict(found: Diagnosis) -> str:
+    run, ceiling = f"{found.run.mean:.1%}", f"{found.ceiling.mean:.1%}"
+    compared = (
+        f"The run reaches {run}, training in one place with tuned rates {ceiling}: {span(found.lost)} points lost"
+    )
+    if found.verdict == HEALTHY:
+        return (
+            f"Healthy. The run reaches {run}, training in one place with tuned rates {ceiling}; nothing holds it back."
+        )
+    if found.verdict == UNFINISHED:
+        return f"Not finished: accuracy is still rising. {compared}."
+    if found.verdict == NOISY:
+        needed = _seeds_needed(found)
+        return f"Too noisy to tell. {compared} over {len(found.seeds)} seeds; {needed} seeds would tell."
+    if found.lost.mean < 0.015:
+        return f"The run is as good as training in one place ({run} against {ceiling}), and both are held back."
+    return f"It stalls. {compared}."
+
+
+def _seeds_needed(found: Diagnosis) -> int:
+    """For an interval that leaves 0 out, if the mean and the spread stay as they are."""
+    half = (found.lost.high - found.lost.low) / 2
+    return math.ceil(len(found.seeds) * (half / max(found.lost.mean, 1e-6)) ** 2 * 1.2) + 1
+
+
+def _helps(found: Diagnosis) -> list[str]:
+    able = [tried for tried in (*found.remedies, found.pair) if tried is not None and tried.gain.low > 0]
+    if not able:
+        return ["None of the remedies that were tried helps for sure."] if found.remedies else []
+    best = max(able, key=lambda tried: tried.gain.mean)
+    said = [f"What helps most here: {best.name}, {span(best.gain, True)} points."]
+    single = next((tried for tried in found.remedies if tried.gain.low > 0), None)
+    if best is found.pair and single is not None:
+        said.append(f"Alone: {single.name}, {span(single.gain, True)}.")
+    return said
+
+
+def _titles(found: Diagnosis, names: tuple[str, ...]) -> list[str]:
+    titles = {suspect.name: suspect.title for suspect in found.suspects}
+    return [titles[name] if i == 0 else titles[name].lower() for i, name in enumerate(names)]
+
+
+def _size(value: Estimate) -> Estimate:
+    return value if value.mean >= 0 else Estimate(-value.mean, -value.high, -value.low)
