@@ -241,9 +241,21 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "diagnose.treat",
             "diagnose.diagnosis",
             "diagnose",
+            "diagnose.watch",
         ),
     ),
-    (("plots.style", "plots.costs", "plots.curves", "plots.matrix", "plots.portrait", "plots.tradeoff", "plots"),),
+    (
+        (
+            "plots.style",
+            "plots.costs",
+            "plots.curves",
+            "plots.matrix",
+            "plots.portrait",
+            "plots.tradeoff",
+            "plots.waterfall",
+            "plots",
+        ),
+    ),
     (
         (
             "report",
@@ -255,6 +267,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "report.charts",
             "report.tables",
             "report.page",
+            "report.diagnosis",
         ),
     ),
     (("cli",),),

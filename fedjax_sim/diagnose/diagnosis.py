@@ -10,13 +10,14 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.data import FederatedData, describe
-from fedjax_sim.diagnose import anchors, words
-from fedjax_sim.diagnose.cause import Cause, Facts, Removal
+from fedjax_sim.diagnose.anchors import chance, in_one_place, tuned
+from fedjax_sim.diagnose.cause import CONDITION, Cause, Facts, Removal
 from fedjax_sim.diagnose.causes import CAUSES
 from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis, Interaction, Suspect
 from fedjax_sim.diagnose.game import Estimate, coalitions, dividends, estimate, shares
 from fedjax_sim.diagnose.laboratory import Course, Laboratory, Told
 from fedjax_sim.diagnose.treat import treat
+from fedjax_sim.diagnose.words import sentences, title
 from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import planned
@@ -24,7 +25,8 @@ from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.history import Row
 
-STALLS, MATTERS, LITTLE = 0.015, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
+STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
+AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 PLAYERS = 4  # causes at most whose interactions are worked out
 TUNING = 7919  # added to the seed under which alternatives are chosen, which no reported figure is from
 
@@ -51,8 +53,8 @@ def diagnose(
 ) -> Diagnosis:
     """Says why a federation's accuracy is what it is, and what helps.
 
-    Trains the run as it is, the same in one place (the ceiling), and then the run in counterfactual worlds: without each
-    suspected cause, and without any and all of those that matter. Worlds of one structure are one compiled program.
+    Trains the run as it is, the same in one place (the ceiling), and then the run in counterfactual worlds: without
+    each suspected cause, and without any and all of those that matter. Worlds of one structure are one program.
 
     Args:
       experiment: the run, or its configuration.
@@ -96,8 +98,8 @@ class _Examination:
         data = experiment.phases[-1].data
         steps = planned(experiment.config, data)
         with lab.work("the run as it is, and in one place"):
-            one_place = anchors.in_one_place(world, experiment, steps)
-            places = [one_place, *anchors.tuned(one_place, experiment.config.algorithm.learning_rate)]
+            one_place = in_one_place(world, experiment, steps)
+            places = [one_place, *tuned(one_place, experiment.config.algorithm.learning_rate)]
             courses, same = lab.train([world, one_place], self.seeds)
             best = self._chosen([places])[0]
             top = lab.train([best], self.seeds)[0]
@@ -109,9 +111,9 @@ class _Examination:
                 facts = facts._replace(rows=lab.observed(world))
         candidates = self._candidates(facts, stalls)
         gains = self._screened(facts, candidates)
-        players = self._players(candidates, gains)
-        players, values, healthy = self._attributed(facts, candidates, players)
-        return self._concluded(facts, same, lost, candidates, gains, players, values, healthy, remedies)
+        players = self._players(candidates, gains, stalls)
+        players, values = self._attributed(facts, candidates, players, gains)
+        return self._concluded(facts, same, lost, candidates, gains, players, values, remedies)
 
     # --- which causes matter -----------------------------------------------------------------------------------------
 
@@ -119,12 +121,15 @@ class _Examination:
         """What may be at work: of a run at its ceiling, only what lowers the ceiling, too."""
         able = [cause for cause in self.causes if stalls or cause.lowers_ceiling or cause.name == "too_few_rounds"]
         removals = [(cause, self._possible(facts.world, cause.removals(facts))) for cause in able]
-        removals = [(cause, ways) for cause, ways in removals if ways]
         with self.lab.work("ways to take causes away"):
-            chosen = self._chosen([[way.apply(facts.world) for way in ways] for _, ways in removals])
+            return self._with_best(facts.world, [Candidate(cause, ways, ways[0]) for cause, ways in removals if ways])
+
+    def _with_best(self, world: World, candidates: list[Candidate]) -> list[Candidate]:
+        """With the way that is best from this world."""
+        chosen = self._chosen([[way.apply(world) for way in c.removals] for c in candidates])
         return [
-            Candidate(cause, ways, next(way for way in ways if way.apply(facts.world).key() == best.key()))
-            for (cause, ways), best in zip(removals, chosen, strict=True)
+            c._replace(best=next(way for way in c.removals if way.apply(world).key() == best.key()))
+            for c, best in zip(candidates, chosen, strict=True)
         ]
 
     def _possible(self, world: World, removals: list[Removal]) -> list[Removal]:
@@ -155,52 +160,70 @@ class _Examination:
         return {candidate.cause.name: _difference(courses, facts.courses)
                 for candidate, courses in zip(candidates, trained, strict=True)}  # fmt: skip
 
-    def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate]) -> list[Candidate]:
-        """Causes whose removal gains something that is not chance."""
-        for least in (MATTERS, LITTLE):
-            found = [c for c in candidates if gains[c.cause.name].mean >= least and gains[c.cause.name].low > 0]
+    def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate], stalls: bool) -> list[Candidate]:
+        """Causes whose removal gains something that is not chance; of a run that stalls, small gains count, too, where
+        none is larger."""
+        for least in (MATTERS, LITTLE) if stalls else (MATTERS,):
+            # at the ceiling of its budget, a run is only said to be unfinished where that is as much as a stall
+            needed = {"too_few_rounds": least if stalls else STALLS}
+            found = [
+                c
+                for c in candidates
+                if gains[c.cause.name].mean >= needed.get(c.cause.name, least) and gains[c.cause.name].low > 0
+            ]
             if found:
                 return found
         return []
 
-    def _fewer(self, facts: Facts, players: list[Candidate], gains: Mapping[str, float]) -> list[Candidate]:
+    def _fewer(self, facts: Facts, players: list[Candidate], gains: Mapping[str, Estimate]) -> list[Candidate]:
         """As many as can be played: habits give way to conditions, small gains to large ones."""
-        first = sorted(players, key=lambda c: (c.cause.rank(facts) < 2, -gains[c.cause.name]))
+        first = sorted(players, key=lambda c: (c.cause.rank(facts) < CONDITION, -gains[c.cause.name].mean))
         return first[:PLAYERS]
 
     # --- what they cost ----------------------------------------------------------------------------------------------
 
     def _attributed(
-        self, facts: Facts, candidates: list[Candidate], players: list[Candidate]
-    ) -> tuple[list[Candidate], dict[frozenset[str], list[Course]], World]:
-        """The causes that matter, and the runs of the worlds in which any of them are left."""
-        alone = self._screened(facts, candidates)
-        players = self._fewer(facts, players, {name: gain.mean for name, gain in alone.items()})
-        others = [c for c in candidates if c not in players]
-        if others and len(players) < PLAYERS and _stalls(facts):
-            hidden = self._hidden(facts, candidates, players)
-            players = [*players, *hidden][:PLAYERS]
+        self, facts: Facts, candidates: list[Candidate], players: list[Candidate], gains: Mapping[str, Estimate]
+    ) -> tuple[list[Candidate], dict[frozenset[str], list[Course]]]:
+        """The causes that matter, and the runs of the worlds without any of them, by what is taken away."""
+        players = self._fewer(facts, players, gains)
+        while _stalls(facts) and len(players) < PLAYERS and (more := self._masked(facts, candidates, players)):
+            players = [*players, *more][:PLAYERS]
         with self.lab.work("without several causes"):
-            subsets = coalitions([player.cause.name for player in players])  # of those that are taken away
-            worlds = self._worlds(facts.world, players, subsets)
-            trained = self.lab.train(worlds, self.seeds)
-        return players, dict(zip(subsets, trained, strict=True)), worlds[-1]
+            subsets = coalitions([player.cause.name for player in players])
+            trained = self.lab.train(self._worlds(facts.world, players, subsets), self.seeds)
+        return players, dict(zip(subsets, trained, strict=True))
 
-    def _hidden(self, facts: Facts, candidates: list[Candidate], players: list[Candidate]) -> list[Candidate]:
-        """Causes that others hide: nothing is gained without them alone, but something is lost with them alone."""
+    def _masked(self, facts: Facts, candidates: list[Candidate], players: list[Candidate]) -> list[Candidate]:
+        """Causes that others hide: nothing is gained by taking them alone away from the run, but something is where
+        the others are gone."""
+        names = {player.cause.name for player in players}
+        rest = [c for c in candidates if c.cause.name not in names]
         with self.lab.work("causes that others hide"):
-            names = [c.cause.name for c in players]
-            every = [c.cause.name for c in candidates]
-            healthy, known = self._worlds(facts.world, candidates, [frozenset(every), frozenset(names)])
-            without_any, without_known = self.lab.train([healthy, known], self.seeds)
-            if (gap := _difference(without_any, without_known)).mean < MATTERS or gap.low <= 0:
+            if not players:
+                return self._together(facts, [c for c in rest if c.cause.rank(facts) >= CONDITION])
+            mended = self._worlds(facts.world, players, [frozenset(names)])[0]
+            courses = self.lab.train([mended], self.seeds)[0]
+            if not rest or _difference(facts.pooled, courses).mean < STALLS:
                 return []
-            others = [c for c in candidates if c.cause.name not in names]
-            back = [frozenset(every) - {c.cause.name} for c in others]
-            trained = self.lab.train(self._worlds(facts.world, candidates, back), self.seeds)
-        costs = {c.cause.name: _difference(without_any, courses) for c, courses in zip(others, trained, strict=True)}
-        able = [c for c in others if costs[c.cause.name].mean >= MATTERS and costs[c.cause.name].low > 0]
-        return sorted(able, key=lambda c: -costs[c.cause.name].mean)
+            ways = [self._possible(mended, c.removals) for c in rest]
+            able = [c._replace(removals=way) for c, way in zip(rest, ways, strict=True) if way]
+            able = self._with_best(mended, able)
+            trained = self.lab.train([c.best.apply(mended) for c in able], self.seeds)
+        gains = [_difference(without, courses) for without in trained]
+        found = [(c, g) for c, g in zip(able, gains, strict=True) if g.mean >= MATTERS and g.low > 0]
+        return [c for c, _ in sorted(found, key=lambda pair: -pair[1].mean)]
+
+    def _together(self, facts: Facts, candidates: list[Candidate]) -> list[Candidate]:
+        """Causes of which each is enough: only without all of them anything is gained."""
+        every = frozenset(c.cause.name for c in candidates)
+        if len(every) < 2:
+            return []
+        back = [every, *(every - {c.cause.name} for c in candidates)]
+        without, *trained = self.lab.train(self._worlds(facts.world, candidates, back), self.seeds)
+        costs = [_difference(without, courses) for courses in trained]
+        found = [(c, cost) for c, cost in zip(candidates, costs, strict=True) if cost.mean >= MATTERS and cost.low > 0]
+        return [c for c, _ in sorted(found, key=lambda pair: -pair[1].mean)]
 
     def _worlds(self, world: World, players: list[Candidate], subsets: list[frozenset[str]]) -> list[World]:
         """The worlds without these causes. Where a cause may be taken away in several ways, which one is best depends
@@ -235,7 +258,7 @@ class _Examination:
     def _concluded(
         self, facts: Facts, same: list[Course], lost: Estimate, candidates: list[Candidate],
         gains: dict[str, Estimate], players: list[Candidate], values: dict[frozenset[str], list[Course]],
-        healthy: World, remedies: bool,
+        remedies: bool,
     ) -> Diagnosis:  # fmt: skip
         every = frozenset(player.cause.name for player in players)
         ranks = {player.cause.name: player.cause.rank(facts) for player in players}
@@ -268,8 +291,8 @@ class _Examination:
         mended = values[every]
         draft = Diagnosis(
             verdict=self._verdict(facts, lost, [s for s in suspects if s.share is not None]), sentences=[],
-            title=words.title(facts.config), seeds=self.seeds, run=_ended(facts.courses), pooled=_ended(same),
-            ceiling=_ended(facts.pooled), chance=anchors.chance(facts.experiment), lost=lost,
+            title=title(facts.config), seeds=self.seeds, run=_ended(facts.courses), pooled=_ended(same),
+            ceiling=_ended(facts.pooled), chance=chance(facts.experiment), lost=lost,
             mended=_ended(mended) if every else None,
             unexplained=_difference(facts.pooled, mended) if every else None, suspects=suspects,
             interactions=sorted(interactions, key=lambda i: -abs(i.points.mean)), remedies=[], pair=None, config="",
@@ -280,14 +303,14 @@ class _Examination:
         if remedies and order and every:
             causes = [of[name].cause for name in order if name in every][:2]
             draft = treat(self.lab, facts, draft, causes, self.seeds, self.tuning)
-        return draft._replace(sentences=words.sentences(draft))
+        return draft._replace(sentences=sentences(draft))
 
     def _verdict(self, facts: Facts, lost: Estimate, found: list[Suspect]) -> str:
         if found and found[0].name == "too_few_rounds":
             return UNFINISHED
         if found:
             return STALLED
-        if lost.mean < STALLS:
+        if lost.mean < AVERAGED:  # nothing is gained without any cause, either
             return HEALTHY
         return NOISY if lost.low <= 0 else STALLED
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from fedjax_sim.diagnose.game import Estimate
 
+COUNTS = 0.005  # accuracy from which on a cost is worth a word
 HEALTHY, UNFINISHED, NOISY, STALLED = "healthy", "not finished", "too noisy to tell", "stalled"
 
 
@@ -27,6 +28,11 @@ class Suspect(NamedTuple):
     share: Estimate | None  # of what is lost in all; None where it does not matter
     tied: bool  # with the next in the list: which of them costs more cannot be told
     evidence: list[str]  # from the run itself
+
+    @property
+    def counts(self) -> bool:
+        """Whether it costs something that is not chance."""
+        return self.share is not None and self.share.mean >= COUNTS and self.share.low > 0
 
 
 class Interaction(NamedTuple):

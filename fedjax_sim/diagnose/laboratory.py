@@ -23,7 +23,9 @@ from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
 
 FILE = "worlds.jsonl"
-GROUND_BYTES, GROUNDS = 1e9, 8  # what federations that are on the device together may take, and how many they are
+GROUND_BYTES, GROUNDS = 1e9, 4  # what federations that are on the device together may take, and how many they are
+KEPT_BYTES = 1e9  # of worlds that are remembered as they were built
+ALONE = "alone"
 VARIED = ("learning_rate", "server_learning_rate", "mu")
 LAST = 0.2  # the share of the evaluations, the last ones, over which an accuracy is averaged
 
@@ -85,7 +87,9 @@ class Laboratory:
         self.known = _read(folder / FILE)
         self.trained, self.rounds, self.compiled, self.seconds = 0, 0, 0, 0.0  # of this process
         self.programs: dict[str, Program] = {}
+        self.held: dict[str, list[str]] = {}  # which federations are in each program
         self.built: dict[str, Experiment] = {}
+        self.structures: dict[str, tuple[str, Config]] = {}  # of every world that was built, with what it is settled on
 
     @contextmanager
     def work(self, stage: str) -> Iterator[None]:
@@ -102,12 +106,20 @@ class Laboratory:
         """
         key = world.key()
         if key not in self.built:
-            while len(self.built) >= 2 * GROUNDS:
-                del self.built[next(iter(self.built))]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the user has seen those of the run itself
-                self.built[key] = world.build(self.data)
+                built = world.build(self.data)
+            while self.built and _bytes(built) * (len(self.built) + 1) > KEPT_BYTES:
+                del self.built[next(iter(self.built))]
+            self.built[key] = built
+            self.structures[key] = _structure(built), built.config
         return self.built[key]
+
+    def _known(self, world: World) -> tuple[str, Config]:
+        key = world.key()
+        if key not in self.structures:
+            self.experiment(world)
+        return self.structures[key]
 
     def train(self, worlds: Sequence[World], seeds: Sequence[int]) -> list[list[Course]]:
         """Every world under every seed.
@@ -121,49 +133,31 @@ class Laboratory:
         began, self.total, self.done = time.perf_counter(), len(missing), 0
         groups: dict[str, list[tuple[World, int]]] = {}
         for (_, seed), world in missing.items():
-            groups.setdefault(self._structure(world), []).append((world, seed))
+            groups.setdefault(self._known(world)[0], []).append((world, seed))
         for structure, runs in groups.items():
-            train = self._alone if structure == "alone" else self._as_one
+            train = self._alone if structure == ALONE else self._as_one
             train(structure, runs)
         self.seconds += time.perf_counter() - began
         return [[self.known[_line(key, seed)] for seed in seeds] for key in keys]
-
-    def _structure(self, world: World) -> str:
-        """Equal for worlds of one compiled program and so many rounds."""
-        experiment = self.experiment(world)
-        config = experiment.config
-        late = experiment.simulation is not None and experiment.simulation.turns is not None
-        if len(experiment.phases) > 1 or late or config.training.adapt_steps != "none" or keeps_on_disk(experiment):
-            return "alone"
-        tree = config.model_dump(exclude={"output", "execution", "data", "heterogeneity"})
-        tree["training"].pop("seed")
-        if config.attack.name in DATA_ATTACKS or config.attack.name == "none":
-            tree.pop("attack")
-        for name in _varied(config):
-            tree["algorithm"].pop(name)
-        data = experiment.data
-        test = own_ground(experiment).test
-        shapes = {name: [(field, str(array.dtype), array.shape[1:]) for field, array in sorted(part.items())]
-                  for name, part in (("train", data.examples), ("test", test))}  # fmt: skip
-        counts = [data.num_clients, experiment.sampler.slots, len(next(iter(test.values()))), _room(experiment)]
-        return json.dumps([tree, shapes, counts], sort_keys=True, default=list)
 
     def _as_one(self, structure: str, runs: list[tuple[World, int]]) -> None:
         grounds: dict[str, Ground] = {}
         for world, _ in runs:
             key = _data_key(world)
             if key not in grounds:
-                grounds[key] = own_ground(self.experiment(world))._replace(sampler=self.experiment(world).sampler)
+                grounds[key] = own_ground(self.experiment(world))
         program = self._program(structure, runs[0][0], list(grounds.values()))
         room = program.room
         names, slots = list(grounds), program.slots
         for first in range(0, len(names), room):
             here = names[first : first + room]
             mine = [run for run in runs if _data_key(run[0]) in here]
-            program.move([grounds[name] for name in here])
+            if self.held.get(structure) != here:
+                program.move([grounds[name] for name in here])
+                self.held[structure] = here
             for start in range(0, len(mine), slots):
                 part = mine[start : start + slots]
-                trials = [{**_traced(self.experiment(world).config, program.varied), SEED: seed}
+                trials = [{**_traced(self._known(world)[1], program.varied), SEED: seed}
                           for world, seed in part]  # fmt: skip
                 program.load(trials, [here.index(_data_key(world)) for world, _ in part])
                 progress = []
@@ -181,10 +175,11 @@ class Laboratory:
         experiment = self.experiment(world)
         room = _room(experiment)
         varied = [f"algorithm.{name}" for name in _varied(experiment.config)]
-        slots = int(min(GROUNDS * 4 * len(self.devices), max(1, STATE_BYTES // max(state_bytes(experiment), 1))))
+        slots = int(min(16 * len(self.devices), max(1, STATE_BYTES // max(state_bytes(experiment), 1))))
         self.programs[structure] = Program(
             experiment, varied, self.devices, slots=slots, grounds=[grounds[0]] * room, rows=rows
         )
+        self.held.pop(structure, None)
         self.compiled += 1
         return self.programs[structure]
 
@@ -232,6 +227,26 @@ class Laboratory:
         self.rounds += sum(course.rounds[-1] for course in lines.values())
 
 
+def _structure(experiment: Experiment) -> str:
+    """Equal for worlds of one compiled program and so many rounds; "alone" for those that are trained by themselves."""
+    config = experiment.config
+    late = experiment.simulation is not None and experiment.simulation.turns is not None
+    if len(experiment.phases) > 1 or late or config.training.adapt_steps != "none" or keeps_on_disk(experiment):
+        return ALONE
+    tree = config.model_dump(exclude={"output", "execution", "data", "heterogeneity"})
+    tree["training"].pop("seed")
+    if config.attack.name in DATA_ATTACKS or config.attack.name == "none":
+        tree.pop("attack")
+    for name in _varied(config):
+        tree["algorithm"].pop(name)
+    data = experiment.data
+    test = own_ground(experiment).test
+    shapes = {name: [(field, str(array.dtype), array.shape[1:]) for field, array in sorted(part.items())]
+              for name, part in (("train", data.examples), ("test", test))}  # fmt: skip
+    counts = [data.num_clients, experiment.sampler.slots, len(next(iter(test.values()))), _room(experiment)]
+    return json.dumps([tree, shapes, counts], sort_keys=True, default=list)
+
+
 def _varied(config: Config) -> list[str]:
     """Settings of [algorithm] that worlds of one program may differ in; under privacy none, which fixes them."""
     free = frozenset() if config.privacy.mechanism != "none" else continuous(config)
@@ -252,8 +267,11 @@ def _data_key(world: World) -> str:
 
 def _room(experiment: Experiment) -> int:
     """Federations of this size that are held at once."""
-    one = sum(array.nbytes for array in experiment.data.examples.values())
-    return int(min(GROUNDS, max(1, GROUND_BYTES // max(one, 1))))
+    return int(min(GROUNDS, max(1, GROUND_BYTES // _bytes(experiment))))
+
+
+def _bytes(experiment: Experiment) -> int:
+    return 1 + sum(array.nbytes for array in experiment.data.examples.values())
 
 
 def _line(key: str, seed: int) -> str:
@@ -262,12 +280,11 @@ def _line(key: str, seed: int) -> str:
 
 def _course(progress: Sequence[Progress], place: int) -> Course:
     last = progress[-1]
-    return Course(
-        [p.rounds for p in progress],
-        *([_finite(getattr(p, name)[place]) for p in progress] for name in ("accuracy", "loss", "train_loss")),
-        int(last.sent_bits[place]),
-        float(last.seconds[place]),
+    accuracy, loss, train_loss = (
+        [_finite(getattr(p, name)[place]) for p in progress] for name in ("accuracy", "loss", "train_loss")
     )
+    rounds, sent, seconds = [p.rounds for p in progress], int(last.sent_bits[place]), float(last.seconds[place])
+    return Course(rounds, accuracy, loss, train_loss, sent, seconds)
 
 
 def _finite(value: Any) -> float | None:
@@ -286,7 +303,8 @@ def _read(path: Path) -> dict[str, Course]:
     try:
         for line in whole:
             tree = json.loads(line)
-            found[tree.pop("run")] = Course(**tree)
+            name = tree.pop("run")
+            found[name] = Course(**tree)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: it holds no runs of a diagnosis ({error}); give another folder") from None
     return found

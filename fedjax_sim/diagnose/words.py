@@ -1,10 +1,13 @@
 """A diagnosis in plain sentences."""
 
 import math
+from itertools import pairwise
 
 from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis
 from fedjax_sim.diagnose.game import Estimate
 from fedjax_sim.experiment.config import Config
+
+SETTLED = 0.005  # accuracy below its last from which on a curve has nothing left to gain
 
 
 def title(config: Config) -> str:
@@ -24,7 +27,7 @@ def span(value: Estimate, sign: bool = False) -> str:
 def sentences(found: Diagnosis) -> list[str]:
     """The verdict, what each cause costs, what is left, and what helps."""
     said = [_verdict(found)]
-    matter = [suspect for suspect in found.suspects if suspect.share is not None]
+    matter = [suspect for suspect in found.suspects if suspect.counts]
     if matter and found.mended is not None:
         whole = found.mended.mean - found.run.mean
         first = matter[0]
@@ -33,7 +36,7 @@ def sentences(found: Diagnosis) -> list[str]:
         told += f" of the {100 * whole:.1f} that these causes cost" if len(matter) > 1 else ""
         rest = [f"{s.title.lower()} {span(s.share)}" for s in matter[1:] if s.share is not None]
         said.append("; ".join([told, *rest]) + ".")
-        tied = [(a, b) for a, b in zip(matter, matter[1:], strict=False) if a.tied]
+        tied = [(a, b) for a, b in pairwise(matter) if a.tied]
         said += [f"Which of {a.title.lower()} and {b.title.lower()} costs more cannot be told: a tie." for a, b in tied]
         if found.unexplained is not None:
             left = found.unexplained
@@ -64,11 +67,13 @@ def _verdict(found: Diagnosis) -> str:
             f"Healthy. The run reaches {run}, training in one place with tuned rates {ceiling}; nothing holds it back."
         )
     if found.verdict == UNFINISHED:
-        return f"Not finished: accuracy is still rising. {compared}."
+        curve = found.curves["without the causes"]
+        enough = next(r for r, accuracy in curve if accuracy >= curve[-1][1] - SETTLED)
+        return f"Not finished: accuracy is still rising, and would until about round {enough:.0f}. {compared}."
     if found.verdict == NOISY:
         needed = _seeds_needed(found)
         return f"Too noisy to tell. {compared} over {len(found.seeds)} seeds; {needed} seeds would tell."
-    if found.lost.mean < 0.015:
+    if found.lost.mean < 0.02:
         return f"The run is as good as training in one place ({run} against {ceiling}), and both are held back."
     return f"It stalls. {compared}."
 

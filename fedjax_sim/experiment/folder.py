@@ -1,5 +1,6 @@
 """Run folders: how they are named, who may write into them, and what says where a run was made."""
 
+import hashlib
 import json
 import os
 import platform
@@ -93,6 +94,13 @@ def studied(folder: Path, config: Config) -> Iterator[None]:
         elif path.read_text(encoding="utf-8") != text:
             raise InputError(f"{path}: the trials there had another configuration; give another folder, or that one's")
         yield
+
+
+def study_folder(kind: str, config: Config) -> Path:
+    """A folder for trials of this configuration, the same whenever it is asked for: output.folder, and a name that
+    tells configurations apart."""
+    mark = hashlib.sha256(to_toml(config).encode()).hexdigest()[:8]
+    return Path(config.output.folder) / f"{kind}_{config.algorithm.name}_{config.data.name}_{mark}"
 
 
 def environment(devices: list[Any], config: Config) -> dict[str, Any]:

@@ -169,6 +169,13 @@ def read_history(path: str | Path) -> list[Row]:
     return rows
 
 
+def finished_rows(folder: Path, rounds: int) -> list[Row] | None:
+    """The rows of the run in `folder`, with every client's values, if it did all these rounds; None otherwise."""
+    path = folder / "history.jsonl"
+    rows = read_history(path) if path.is_file() else []
+    return rows if len(rows) == rounds and "per_client" in rows[-1] else None
+
+
 def cut_history(path: Path, rounds: int) -> list[Row]:
     """The first `rounds` rows; what comes after them, a torn last line too, is cut off the file.
 

@@ -5,5 +5,6 @@ from fedjax_sim.plots.curves import curves
 from fedjax_sim.plots.matrix import matrix
 from fedjax_sim.plots.portrait import portrait
 from fedjax_sim.plots.tradeoff import tradeoff
+from fedjax_sim.plots.waterfall import Fall, draw_waterfall, waterfall
 
-__all__ = ["costs", "curves", "matrix", "portrait", "tradeoff"]
+__all__ = ["Fall", "costs", "curves", "draw_waterfall", "matrix", "portrait", "tradeoff", "waterfall"]

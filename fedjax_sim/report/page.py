@@ -62,7 +62,7 @@ def report_page(run: Run, found: Facts) -> str:
         _section("environment", "Environment", [], [tables.environment(run)]),
     ]
     mood, told = MOODS.get(run.status, ""), verdict(run, found)
-    return _render(Page(_title(run), run.folder, mood, told, run.notes, _filled(sections)))
+    return render(Page(_title(run), run.folder, mood, told, run.notes, _filled(sections)))
 
 
 def comparison_page(groups: Sequence[Group], notes: Sequence[str]) -> str:
@@ -81,7 +81,7 @@ def comparison_page(groups: Sequence[Group], notes: Sequence[str]) -> str:
     title = f"{len(groups)} experiments compared" if len(groups) > 1 else f"{groups[0].label}: {len(runs)} seeds"
     subtitle = ", ".join(run.folder for run in runs[:LISTED])
     subtitle += f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
-    return _render(Page(title, subtitle, mood, comparison_verdict(groups), [*notes, *found], _filled(sections)))
+    return render(Page(title, subtitle, mood, comparison_verdict(groups), [*notes, *found], _filled(sections)))
 
 
 def comparison_verdict(groups: Sequence[Group]) -> list[str]:
@@ -163,5 +163,6 @@ def _template() -> Any:
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(text)
 
 
-def _render(page: Page) -> str:
+def render(page: Page) -> str:
+    """The page as HTML."""
     return _template().render(page=page)

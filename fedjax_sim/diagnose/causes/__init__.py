@@ -1,41 +1,39 @@
 """The causes that are looked for, one file each. A cause of one's own is another `Cause`, given to `diagnose`."""
 
 from fedjax_sim.diagnose.cause import Cause
-from fedjax_sim.diagnose.causes import (
-    agreement,
-    balance,
-    capacity,
-    compression,
-    drift,
-    duration,
-    features,
-    labels,
-    network,
-    participation,
-    privacy,
-    rates,
-    rule,
-    senders,
-    sizes,
-    steps,
-)
+from fedjax_sim.diagnose.causes.agreement import LABEL_DISAGREEMENT
+from fedjax_sim.diagnose.causes.balance import CLASS_IMBALANCE
+from fedjax_sim.diagnose.causes.capacity import MODEL_SIZE
+from fedjax_sim.diagnose.causes.compression import COMPRESSION
+from fedjax_sim.diagnose.causes.drift import DRIFT_OVER_TIME
+from fedjax_sim.diagnose.causes.duration import TOO_FEW_ROUNDS
+from fedjax_sim.diagnose.causes.features import FEATURE_SHIFT
+from fedjax_sim.diagnose.causes.labels import LABEL_SKEW
+from fedjax_sim.diagnose.causes.network import STRAGGLERS
+from fedjax_sim.diagnose.causes.participation import RARE_PARTICIPATION
+from fedjax_sim.diagnose.causes.privacy import CLIPPING, NOISE
+from fedjax_sim.diagnose.causes.rates import LEARNING_RATE
+from fedjax_sim.diagnose.causes.rule import AGGREGATION_RULE
+from fedjax_sim.diagnose.causes.senders import MALICIOUS_CLIENTS
+from fedjax_sim.diagnose.causes.sizes import QUANTITY_SKEW
+from fedjax_sim.diagnose.causes.steps import CLIENT_DRIFT
 
 CAUSES: tuple[Cause, ...] = (
-    labels.CAUSE,
-    balance.CAUSE,
-    features.CAUSE,
-    agreement.CAUSE,
-    sizes.CAUSE,
-    participation.CAUSE,
-    network.CAUSE,
-    compression.CAUSE,
-    privacy.NOISE,
-    privacy.CLIPPING,
-    steps.CAUSE,
-    rates.CAUSE,
-    capacity.CAUSE,
-    duration.CAUSE,
-    senders.CAUSE,
-    rule.CAUSE,
-    drift.CAUSE,
+    LABEL_SKEW,
+    CLASS_IMBALANCE,
+    FEATURE_SHIFT,
+    LABEL_DISAGREEMENT,
+    QUANTITY_SKEW,
+    RARE_PARTICIPATION,
+    STRAGGLERS,
+    COMPRESSION,
+    NOISE,
+    CLIPPING,
+    CLIENT_DRIFT,
+    LEARNING_RATE,
+    MODEL_SIZE,
+    TOO_FEW_ROUNDS,
+    MALICIOUS_CLIENTS,
+    AGGREGATION_RULE,
+    DRIFT_OVER_TIME,
 )

@@ -2,7 +2,7 @@
 
 from fedjax_sim.data import DISAGREEMENTS
 from fedjax_sim.diagnose.annotators import Reading, read, relabelled
-from fedjax_sim.diagnose.cause import Cause, Change, Facts, Remedy, Removal, changing
+from fedjax_sim.diagnose.cause import Cause, Change, Facts, Remedy, Removal, changing, dealt_by_us
 from fedjax_sim.diagnose.remedies import robust_rules, tuned_rates
 
 
@@ -28,7 +28,9 @@ def _removals(facts: Facts) -> list[Removal]:
     if dials := _dials(facts):
         off = {f"heterogeneity.{name}": 0.0 for name in dials}
         return [Removal("every client reads labels as the test set does", lambda world: world.set(off))]
-    if facts.config.attack.name != "none" or (reading := _reading(facts)) is None or not len(reading.suspects):
+    if dealt_by_us(facts) or facts.config.attack.name != "none":
+        return []  # labels are the data set's own
+    if (reading := _reading(facts)) is None or not len(reading.suspects):
         return []
     change = Change("labels read anew", lambda data: relabelled(data, reading), order=0, last=True)
     return [changing("labels of the odd clients read anew by a model of the others'", change)]
@@ -52,5 +54,5 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*robust_rules(facts), *tuned_rates(facts)[:2]]
 
 
-CAUSE = Cause("label_disagreement", "Label disagreement", _removals, evidence=_evidence, remedies=_remedies,
-              lowers_ceiling=True)  # fmt: skip
+LABEL_DISAGREEMENT = Cause("label_disagreement", "Label disagreement", _removals, evidence=_evidence,
+                           remedies=_remedies, lowers_ceiling=True)  # fmt: skip

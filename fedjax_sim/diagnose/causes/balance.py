@@ -57,5 +57,5 @@ def _remedies(facts: Facts) -> list[Remedy]:
             *server_optimizers(facts), *tuned_rates(facts)]  # fmt: skip
 
 
-CAUSE = Cause("class_imbalance", "Class imbalance", _removals, evidence=_evidence, remedies=_remedies,
+CLASS_IMBALANCE = Cause("class_imbalance", "Class imbalance", _removals, evidence=_evidence, remedies=_remedies,
               lowers_ceiling=True)  # fmt: skip

@@ -31,4 +31,6 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return larger_model(facts)
 
 
-CAUSE = Cause("model_size", "Model too small", _removals, evidence=_evidence, remedies=_remedies, lowers_ceiling=True)
+MODEL_SIZE = Cause(
+    "model_size", "Model too small", _removals, evidence=_evidence, remedies=_remedies, lowers_ceiling=True
+)

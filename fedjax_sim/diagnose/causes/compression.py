@@ -35,9 +35,8 @@ def _remedies(facts: Facts) -> list[Remedy]:
     given = facts.config.compression
     found = []
     if given.uplink != "none":
-        for feedback in ("classic", "ef21"):
-            if given.feedback != feedback:
-                found.append(Remedy(f"error feedback ({feedback})", {"compression.feedback": feedback}))
+        found += [Remedy(f"error feedback ({feedback})", {"compression.feedback": feedback})
+                  for feedback in ("classic", "ef21") if given.feedback != feedback]  # fmt: skip
         if given.uplink in ("top_k", "random_k", "drive"):
             fraction = min(1.0, 4 * (given.fraction or 0.05))
             if given.uplink != "drive":
@@ -54,4 +53,4 @@ def _bare(world: World) -> dict[str, None]:
     return dict(cleared(world.config, "compression", keep=("downlink",)))
 
 
-CAUSE = Cause("compression", "Compression", _removals, lambda facts: EXTREME, _evidence, _remedies)
+COMPRESSION = Cause("compression", "Compression", _removals, lambda facts: EXTREME, _evidence, _remedies)

@@ -22,4 +22,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*tuned_rates(facts), *server_optimizers(facts)]
 
 
-CAUSE = Cause("drift_over_time", "Drift over time", _removals, evidence=_evidence, remedies=_remedies)
+DRIFT_OVER_TIME = Cause("drift_over_time", "Drift over time", _removals, evidence=_evidence, remedies=_remedies)

@@ -36,4 +36,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [Remedy(f"{rounds} rounds", {"training.rounds": rounds})]
 
 
-CAUSE = Cause("too_few_rounds", "Too few rounds", _removals, lambda facts: LENGTH, _evidence, _remedies)
+TOO_FEW_ROUNDS = Cause("too_few_rounds", "Too few rounds", _removals, lambda facts: LENGTH, _evidence, _remedies)

@@ -38,4 +38,6 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*drift_corrections(facts), *server_optimizers(facts)]
 
 
-CAUSE = Cause("feature_shift", "Feature shift", _removals, evidence=_evidence, remedies=_remedies, lowers_ceiling=True)
+FEATURE_SHIFT = Cause(
+    "feature_shift", "Feature shift", _removals, evidence=_evidence, remedies=_remedies, lowers_ceiling=True
+)

@@ -44,4 +44,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*drift_corrections(facts), *server_optimizers(facts), *fewer_steps(facts)]
 
 
-CAUSE = Cause("label_skew", "Label skew", _removals, evidence=_evidence, remedies=_remedies)
+LABEL_SKEW = Cause("label_skew", "Label skew", _removals, evidence=_evidence, remedies=_remedies)

@@ -4,6 +4,8 @@ from collections import Counter
 
 from fedjax_sim.diagnose.cause import EXTREME, Cause, Facts, Remedy, Removal, cleared
 
+OF_POLICIES = ("partial", "extra", "concurrency", "buffer", "mixing", "late", "discount", "exponent", "slope", "delay")
+
 
 def _removals(facts: Facts) -> list[Removal]:
     given = facts.config.network
@@ -36,8 +38,7 @@ def _evidence(facts: Facts) -> list[str]:
 
 
 def _remedies(facts: Facts) -> list[Remedy]:
-    given, lost = facts.config.network, {f"network.{name}": None for name in ("partial", "extra", "concurrency",
-                                         "buffer", "mixing", "late", "discount", "exponent", "slope", "delay")}  # fmt: skip
+    given, lost = facts.config.network, {f"network.{name}": None for name in OF_POLICIES}
     wait = {**lost, "network.policy": "wait", "network.deadline_seconds": None}
     found = [Remedy("waiting for all", wait)] if given.policy != "wait" else []
     if given.deadline_seconds is not None:
@@ -51,4 +52,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return found
 
 
-CAUSE = Cause("stragglers", "Stragglers and dropouts", _removals, lambda facts: EXTREME, _evidence, _remedies)
+STRAGGLERS = Cause("stragglers", "Stragglers and dropouts", _removals, lambda facts: EXTREME, _evidence, _remedies)

@@ -1,5 +1,7 @@
 """Rare participation: a round sees few of the clients."""
 
+from itertools import pairwise
+
 from fedjax_sim.diagnose.cause import EXTREME, HABIT, Cause, Facts, Remedy, Removal
 from fedjax_sim.diagnose.remedies import by_algorithm, larger_cohort, server_optimizers, tuned_rates
 
@@ -31,7 +33,7 @@ def _evidence(facts: Facts) -> list[str]:
     tested = [row["test_accuracy"] for row in facts.rows if row["test_accuracy"] is not None]
     late = tested[len(tested) // 2 :]
     if len(late) > 3:
-        jumps = sum(abs(b - a) for a, b in zip(late, late[1:], strict=False)) / (len(late) - 1)
+        jumps = sum(abs(b - a) for a, b in pairwise(late)) / (len(late) - 1)
         found.append(f"In the second half, accuracy jumps by {100 * jumps:.1f} points from one evaluation to the next.")
     return found
 
@@ -41,4 +43,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*larger_cohort(facts), *by_algorithm(facts, "scaffold", "SCAFFOLD"), *server_optimizers(facts), *rates]
 
 
-CAUSE = Cause("rare_participation", "Rare participation", _removals, _rank, _evidence, _remedies)
+RARE_PARTICIPATION = Cause("rare_participation", "Rare participation", _removals, _rank, _evidence, _remedies)

@@ -10,12 +10,9 @@ UNDER_PRIVACY = (0.1, 0.3, 3.0, 10.0)  # where each is a program of its own
 def _removals(facts: Facts) -> list[Removal]:
     algorithm = facts.config.algorithm
     private = facts.config.privacy.mechanism != "none"
-    found = []
-    for by in UNDER_PRIVACY if private else CLIENT:
-        found.append(_scaled("client", "learning_rate", algorithm.learning_rate, by))
-    for by in () if private or algorithm.server_learning_rate is None else SERVER:
-        found.append(_scaled("server", "server_learning_rate", algorithm.server_learning_rate, by))
-    return found
+    rate, server = algorithm.learning_rate, None if private else algorithm.server_learning_rate
+    found = [_scaled("client", "learning_rate", rate, by) for by in (UNDER_PRIVACY if private else CLIENT)]
+    return found + [_scaled("server", "server_learning_rate", server, by) for by in SERVER if server is not None]
 
 
 def _scaled(whose: str, name: str, rate: float, by: float) -> Removal:
@@ -45,4 +42,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*tuned_rates(facts), *far, *server_optimizers(facts)]
 
 
-CAUSE = Cause("learning_rate", "Learning rate", _removals, lambda facts: HABIT, _evidence, _remedies)
+LEARNING_RATE = Cause("learning_rate", "Learning rate", _removals, lambda facts: HABIT, _evidence, _remedies)

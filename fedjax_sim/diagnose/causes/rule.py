@@ -20,4 +20,6 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return by_algorithm(facts, "fedavg", "a plain mean of the updates (FedAvg)")
 
 
-CAUSE = Cause("aggregation_rule", "Robust aggregation", _removals, lambda facts: EXTREME, _evidence, _remedies)
+AGGREGATION_RULE = Cause(
+    "aggregation_rule", "Robust aggregation", _removals, lambda facts: EXTREME, _evidence, _remedies
+)

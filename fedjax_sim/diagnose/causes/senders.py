@@ -47,6 +47,6 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return robust_rules(facts)
 
 
-CAUSE = Cause(
+MALICIOUS_CLIENTS = Cause(
     "malicious_clients", "Malicious or broken clients", _removals, lambda facts: EXTREME, _evidence, _remedies
 )

@@ -33,4 +33,4 @@ def _rank(facts: Facts) -> int:
     return EXTREME if facts.config.algorithm.weighting == "uniform" else HABIT
 
 
-CAUSE = Cause("quantity_skew", "Quantity skew and weighting", _removals, _rank, _evidence, _remedies)
+QUANTITY_SKEW = Cause("quantity_skew", "Quantity skew and weighting", _removals, _rank, _evidence, _remedies)

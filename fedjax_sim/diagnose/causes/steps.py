@@ -68,4 +68,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*fewer_steps(facts), *drift_corrections(facts), *server_optimizers(facts), *tuned_rates(facts)[:2]]
 
 
-CAUSE = Cause("client_drift", "Client drift by local steps", _removals, _rank, _evidence, _remedies)
+CLIENT_DRIFT = Cause("client_drift", "Client drift by local steps", _removals, _rank, _evidence, _remedies)

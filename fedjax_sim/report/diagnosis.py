@@ -1,0 +1,114 @@
+"""A diagnosis as a page, as tables, and as a picture."""
+
+from collections.abc import Sequence
+
+from fedjax_sim.diagnose import Diagnosis, Estimate, Suspect, Tried
+from fedjax_sim.diagnose.found import HEALTHY
+from fedjax_sim.plots import Fall, waterfall
+from fedjax_sim.plots.style import svg
+from fedjax_sim.report.figures import Figure, lines
+from fedjax_sim.report.page import Folded, Page, Section, render
+from fedjax_sim.report.tables import Table
+from fedjax_sim.report.words import NONE
+
+SEEN = 0.0005  # accuracy from which on a step is worth a bar
+
+
+def falls(found: Diagnosis) -> list[Fall]:
+    """From training in one place down to the run."""
+    first = Fall("in one place, tuned rates", None, found.ceiling.mean)
+    last = Fall("the run as it is", None, found.run.mean)
+    if found.mended is None or found.unexplained is None:
+        return [first, Fall("unexplained", found.ceiling.mean, found.run.mean, quiet=True), last]
+    level, steps = found.mended.mean, []
+    if found.unexplained.mean > SEEN:
+        steps.append(Fall("unexplained", found.ceiling.mean, level, *found.unexplained[1:], quiet=True))
+    elif found.unexplained.mean < -SEEN:
+        steps.append(Fall("beyond it, without the causes", found.ceiling.mean, level, *found.unexplained[1:]))
+    for suspect in found.suspects:
+        if suspect.share is not None and abs(suspect.share.mean) > SEEN:
+            steps.append(Fall(suspect.title, level, level - suspect.share.mean, *suspect.share[1:]))
+            level -= suspect.share.mean
+    return [first, *steps, last]
+
+
+def causes(found: Diagnosis) -> Table:
+    """Every cause that was looked for, the costliest first, in points."""
+    rows = [[s.title, s.removed, points(s.share), points(s.alone), points(s.added)] for s in found.suspects]
+    return Table(["cause", "what was changed", "its share", "gained by that alone", "lost by it alone"], rows, 2,
+                 f"Points of accuracy with 95 % intervals over {len(found.seeds)} seeds, paired by seed.")  # fmt: skip
+
+
+def remedies(found: Diagnosis) -> Table | None:
+    """What was tried against them, the best first; None where nothing was."""
+    tried: list[Tried] = [*([found.pair] if found.pair is not None else []), *found.remedies]
+    if not tried:
+        return None
+    rows = [[t.name, f"{t.accuracy:.1%}", points(t.gain, True), _settings(t)] for t in tried]
+    rows = [[name, settings, accuracy, gain] for name, accuracy, gain, settings in rows]
+    return Table(["remedy", "settings", "accuracy", "gain"], rows, 2)
+
+
+def diagnosis_page(found: Diagnosis) -> str:
+    """The diagnosis as one page of HTML that needs nothing but itself."""
+    fallen = svg(waterfall(falls(found), chance=found.chance), "waterfall", "Where accuracy goes")
+    caption = "From training in one place with tuned rates down to the run; each bar is what a cause costs."
+    curves = lines(
+        "curves", "Accuracy over the rounds", "test accuracy",
+        [(name, [r for r, _ in curve], [a for _, a in curve]) for name, curve in found.curves.items()],
+        "Means over seeds.", percent=True,
+    )  # fmt: skip
+    shown = [Figure(fallen, caption), *([curves] if curves else [])]
+    tried, matter = remedies(found), [s for s in found.suspects if s.share is not None]
+    sections = [
+        Section("accuracy", "Where accuracy goes", figures=shown),
+        *([Section("causes", "Causes", tables=[causes(found)])] if found.suspects else []),
+        *([Section("together", "What causes cost only together", tables=[_interactions(found)])]
+          if found.interactions else []),
+        *(Section(s.name, f"{s.title}: what the run shows", texts=s.evidence) for s in matter if s.evidence),
+        *([Section("remedies", "What helps", texts=["Measured on the run as it is, with nobody's data pooled."],
+                   tables=[tried])] if tried else []),
+        Section("how", "How this was found", texts=_how(found),
+                folded=[Folded("A configuration with what helps most", found.config)] if found.config else []),
+    ]  # fmt: skip
+    mood = "" if found.verdict == HEALTHY else "warn"
+    return render(Page(f"Diagnosis: {found.verdict}", found.title, mood, found.sentences, [], sections))
+
+
+def points(value: Estimate | None, sign: bool = False) -> str:
+    """Points of accuracy with their interval."""
+    if value is None:
+        return NONE
+    mean = f"{100 * value.mean:{'+.1f' if sign else '.1f'}}"
+    return f"{mean} ({100 * value.low:.1f} to {100 * value.high:.1f})" if value.low > -1e9 else mean
+
+
+def _interactions(found: Diagnosis) -> Table:
+    titles = {s.name: s.title for s in found.suspects}
+    rows = [[" and ".join(_named(titles, part.names)), points(part.points)] for part in found.interactions]
+    return Table(["causes", "points beyond the sum of their parts"], rows, 1)
+
+
+def _named(titles: dict[str, str], names: Sequence[str]) -> list[str]:
+    return [titles[name] if i == 0 else titles[name].lower() for i, name in enumerate(names)]
+
+
+def _settings(tried: Tried) -> str:
+    return ", ".join(f"{path} = {value}" for path, value in tried.settings.items() if value is not None) or NONE
+
+
+def _how(found: Diagnosis) -> list[str]:
+    ways = [_way(s) for s in found.suspects]
+    return [
+        f"{found.runs} runs of {len(found.seeds)} seeds ({found.seeds[0]} to {found.seeds[-1]}) as {found.programs} "
+        f"compiled programs, in {found.seconds:.0f} s. Accuracies are means over the last fifth of the evaluations.",
+        "A cause's share is what it costs in the world without the other causes, and its part of what causes cost only "
+        "together: the Harsanyi dividends of all combinations, shared alike by the causes that are out of the ordinary "
+        "in each, and by all where none is (weighted Shapley values, Kalai and Samet 1987). Causes whose removal gains "
+        "nothing sure have no share.",
+        *([f"Changed in the other worlds: {'; '.join(ways)}."] if ways else []),
+    ]
+
+
+def _way(suspect: Suspect) -> str:
+    return f"{suspect.title.lower()}: {suspect.removed}"

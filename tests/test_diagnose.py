@@ -1,0 +1,216 @@
+"""Diagnoses from end to end, on small federations with a planted cause, and what they are made of."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import one_line
+from runs import commands, trained
+
+import fedjax_sim as fs
+from fedjax_sim.data.sources import SOURCES
+from fedjax_sim.diagnose import CAUSES, Cause, Change, World, changing, diagnose, setting
+from fedjax_sim.diagnose.exchange import redealt
+from fedjax_sim.diagnose.laboratory import FILE, Course, Laboratory
+from fedjax_sim.experiment.config import load_config
+from fedjax_sim.report.diagnosis import diagnosis_page, falls
+
+QUICK = ("model.name=logistic", "data.clients=6", "training.rounds=12", "training.evaluate_every=3",
+         "training.clients_per_round=6", "data.partition=iid", "algorithm.learning_rate=0.5")  # fmt: skip
+
+
+def quick(*overrides: str):
+    return load_config(None, [*QUICK, *overrides])
+
+
+def laboratory(folder: Path) -> Laboratory:
+    folder.mkdir(exist_ok=True)
+    return Laboratory(folder, jax.local_devices()[:2])
+
+
+def only(*names: str) -> tuple[Cause, ...]:
+    return tuple(cause for cause in CAUSES if cause.name in names)
+
+
+# --- the laboratory --------------------------------------------------------------------------------------------------
+
+
+def test_worlds_of_one_structure_are_one_program_and_equal_runs_by_themselves(tmp_path):
+    world = World(quick("data.partition=dirichlet", "data.alpha=0.3"))
+    change = Change("redealt", redealt, order=1)
+    worlds = [world, world.change(change), world.set({"algorithm.learning_rate": 0.1}),
+              world.set({"heterogeneity.flip": 0.3})]  # fmt: skip
+    lab = laboratory(tmp_path / "lab")
+    found = lab.train(worlds, [0, 1])
+    assert (lab.compiled, lab.trained) == (1, 8)
+    settings = ["data.partition=dirichlet", "data.alpha=0.3"]
+    for place, more in ((0, []), (2, ["algorithm.learning_rate=0.1"]), (3, ["heterogeneity.flip=0.3"])):
+        for seed in (0, 1):
+            run = trained(tmp_path / f"run{place}{seed}", *QUICK, *settings, *more, f"training.seed={seed}")
+            tested = [row for row in run.rows if row["test_accuracy"] is not None]
+            course = found[place][seed]
+            assert course.rounds == [row["round"] for row in tested]
+            np.testing.assert_allclose(course.accuracy, [row["test_accuracy"] for row in tested], atol=3e-3)
+            np.testing.assert_allclose(course.loss, [row["test_loss"] for row in tested], rtol=2e-3)
+
+
+def test_what_is_known_is_not_trained_again_and_a_torn_line_is_left_out(tmp_path):
+    world = World(quick())
+    first = laboratory(tmp_path).train([world], [0, 1])
+    path = tmp_path / FILE
+    assert len(path.read_text().splitlines()) == 2
+    path.write_text(path.read_text() + '{"run": "2 ')
+    lab = laboratory(tmp_path)
+    assert lab.train([world], [0, 1]) == first
+    assert lab.trained == 0
+    path.write_text("nonsense\n")
+    with pytest.raises(fs.InputError) as error:
+        laboratory(tmp_path)
+    one_line(error, FILE, "another folder")
+
+
+def test_runs_that_are_not_swept_are_trained_by_themselves(tmp_path):
+    world = World(quick("heterogeneity.drift=concept", "heterogeneity.drift_round=6", "training.rounds=6"))
+    lab = laboratory(tmp_path)
+    course = lab.train([world], [0])[0][0]
+    assert lab.compiled == 0
+    run = trained(tmp_path / "run", *QUICK, "heterogeneity.drift=concept", "heterogeneity.drift_round=6",
+                  "training.rounds=6")  # fmt: skip
+    tested = [row["test_accuracy"] for row in run.rows if row["test_accuracy"] is not None]
+    np.testing.assert_allclose(course.accuracy, tested, atol=3e-3)
+
+
+def test_a_course_ends_with_the_mean_of_its_last_fifth():
+    course = Course([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [0.1] * 8 + [0.5, 0.7], [1.0] * 10, [2.0] * 9 + [4.0], 0, 0.0)
+    assert course.ended == pytest.approx(0.6)
+    assert course.fitted == pytest.approx(3.0)
+
+
+# --- planted causes --------------------------------------------------------------------------------------------------
+
+
+def test_flipped_labels_are_found_first_and_robust_rules_tried(tmp_path):
+    causes = only("malicious_clients", "learning_rate", "client_drift")
+    found = diagnose(quick("attack.name=label_flip", "attack.fraction=0.5"), tmp_path / "a", seeds=2, causes=causes)
+    assert found.verdict == "stalled"
+    first = found.suspects[0]
+    assert first.name == "malicious_clients"
+    assert first.share is not None
+    assert first.share.mean > 0.1
+    assert "3 of 6 clients: label_flip." in first.evidence
+    shares = sum(s.share.mean for s in found.suspects if s.share is not None)
+    assert found.mended is not None
+    assert shares == pytest.approx(found.mended.mean - found.run.mean)
+    assert any("median" in tried.name for tried in found.remedies)
+    for tried in found.remedies:
+        assert tried.accuracy == pytest.approx(found.run.mean + tried.gain.mean)
+    if found.config:
+        assert load_config(_written(tmp_path / "r.toml", found.config)).data.clients == 6
+    page = diagnosis_page(found)
+    assert "Malicious or broken clients" in page
+    assert not re.search(r'(?:src|href)="(?!#)', page)
+    bars = falls(found)
+    assert bars[0].end == pytest.approx(found.ceiling.mean)
+    assert bars[-1].end == pytest.approx(found.run.mean)
+    for before, after in pairwise(bars[:-1]):
+        assert after.start == pytest.approx(before.end)
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_rate_too_low_and_a_healthy_run(tmp_path):
+    causes = only("learning_rate", "too_few_rounds", "rare_participation", "label_skew")
+    low = diagnose(quick("algorithm.learning_rate=0.0005"), tmp_path / "low", seeds=2, causes=causes, remedies=False)
+    assert low.suspects[0].name == "learning_rate"
+    assert low.verdict == "stalled"
+    assert low.remedies == []
+    healthy = diagnose(quick("training.rounds=45"), tmp_path / "healthy", seeds=2, causes=causes, remedies=False)
+    assert healthy.verdict == "healthy"
+    assert all(suspect.share is None for suspect in healthy.suspects)
+    assert json.loads(json.dumps(healthy.plain(), allow_nan=False))["verdict"] == "healthy"
+    assert "healthy" in diagnosis_page(healthy)
+
+
+def test_a_cause_of_ones_own_and_data_of_ones_own(tmp_path):
+    dataset = SOURCES["digits"]()
+    parts = np.array_split(np.random.default_rng(0).permutation(len(dataset.train["labels"])), 6)
+    data = fs.data.federate(dataset, parts)
+    dark = data._replace(examples={**data.examples, "inputs": (data.examples["inputs"] * 0).astype(np.uint8)})
+    told = []
+    mine = Cause(
+        "dark_images", "Dark images",
+        lambda facts: [changing("images as they are", Change("bright", lambda _: data, last=True))],
+        evidence=lambda facts: [f"{len(facts.rows)} rounds were watched."],
+    )  # fmt: skip
+    found = diagnose(quick(), tmp_path, seeds=2, data=dark, causes=[mine, *only("learning_rate")], remedies=False,
+                     told=told.append)  # fmt: skip
+    # in one place the images are as dark, so the run is as good as it can be there, and only what lowers the ceiling
+    # would be looked for
+    assert found.suspects == []
+    found = diagnose(quick(), tmp_path, seeds=2, data=dark, remedies=False,
+                     causes=[mine._replace(lowers_ceiling=True), *only("learning_rate")])  # fmt: skip
+    assert found.suspects[0].name == "dark_images"
+    assert found.suspects[0].share is not None
+    assert found.suspects[0].share.mean > 0.5
+    assert {told.stage for told in told} >= {"the run as it is, and in one place"}
+
+
+def test_settings_that_do_not_go_together_are_no_way_out(tmp_path):
+    impossible = Cause("impossible", "Impossible", lambda facts: [setting("nonsense", training__sampling="nonsense")],
+                       lowers_ceiling=True)  # fmt: skip
+    assert diagnose(quick(), tmp_path, seeds=2, causes=[impossible], remedies=False).suspects == []
+
+
+def test_every_cause_has_a_name_of_its_own():
+    assert len({cause.name for cause in CAUSES}) == len({cause.title for cause in CAUSES}) == len(CAUSES)
+
+
+# --- bad input, and the command --------------------------------------------------------------------------------------
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(fs.InputError) as error:
+        diagnose(quick(), tmp_path, seeds=1)
+    one_line(error, "seeds", "2 or more")
+    diagnose(quick(), tmp_path / "used", seeds=2, causes=(), remedies=False)
+    with pytest.raises(fs.InputError) as error:
+        diagnose(quick("data.seed=1"), tmp_path / "used", seeds=2)
+    one_line(error, "another configuration")
+    with pytest.raises(fs.InputError) as error:
+        diagnose(quick("algorithm.name=nonsense"), tmp_path / "new", seeds=2)
+    one_line(error, "algorithm.name", "nonsense")
+
+
+def test_the_command_says_why_writes_it_down_and_goes_on(tmp_path):
+    quick_settings = [word for setting in (*QUICK, "algorithm.learning_rate=0.0005") for word in ("--set", setting)]
+    quick_settings += ["--cause", "learning_rate", "--cause", "too_few_rounds", "--seeds", "2", "--folder", "d"]
+    with commands() as run:
+        status, out, err = run(tmp_path, "diagnose", *quick_settings)
+        assert status == 0, err
+        assert "It stalls." in out
+        assert "Learning rate costs" in out
+        folder = tmp_path / "d"
+        found = json.loads((folder / "diagnosis.json").read_text())
+        assert found["suspects"][0]["name"] == "learning_rate"
+        assert found["suspects"][0]["share"]["low"] <= found["suspects"][0]["share"]["mean"]
+        assert (folder / "diagnosis.png").read_bytes()[:4] == b"\x89PNG"
+        assert load_config(folder / "remedy.toml").algorithm.learning_rate > 0.0005
+        lines = (folder / FILE).read_text().splitlines(keepends=True)
+        (folder / FILE).write_text("".join(lines[: len(lines) // 2]) + '{"run":')
+        status, _, err = run(tmp_path, "diagnose", *quick_settings)
+        assert status == 0, err
+        assert sorted((folder / FILE).read_text().splitlines()) == sorted(line.strip() for line in lines)
+        assert json.loads((folder / "diagnosis.json").read_text())["suspects"] == found["suspects"]
+        for arguments, parts in ((("--seeds", "1"), "--seeds"), (("--cause", "skew"), "--cause"), (("nothing.toml",), "no such file"),
+                                 (("--set", "training.rounds=0"), "training.rounds")):  # fmt: skip
+            status, out, err = run(tmp_path, "diagnose", *arguments)
+            assert status == 2
+            assert err.count("\n") == 1
+            assert parts in err
