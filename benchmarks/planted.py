@@ -15,7 +15,7 @@ DIGITS = ("model.name=mlp", "model.hidden=[64]", "data.partition=iid", "training
           "algorithm.learning_rate=0.3")  # fmt: skip
 CANCER = ("data.name=breast_cancer", "model.name=mlp", "model.hidden=[32]", "data.partition=iid", "data.clients=10",
           "training.rounds=30")  # fmt: skip
-FASHION = ("data.name=fashion_mnist", "model.name=mlp", "model.hidden=[64]", "data.partition=iid", "data.clients=50",
+FASHION = ("data.name=fashion_mnist", "model.name=mlp", "model.hidden=[32]", "data.partition=iid", "data.clients=50",
            "training.rounds=100", "training.local_steps=20", "training.batch_size=32",
            "training.evaluate_every=5")  # fmt: skip
 MNIST = ("data.name=mnist", *FASHION[1:])

@@ -12,6 +12,7 @@ from conftest import one_line
 from runs import commands, trained
 
 import fedjax_sim as fs
+from fedjax_sim.data import federate
 from fedjax_sim.data.sources import SOURCES
 from fedjax_sim.diagnose import CAUSES, Cause, Change, World, changing, diagnose, setting
 from fedjax_sim.diagnose.exchange import redealt
@@ -54,8 +55,8 @@ def test_worlds_of_one_structure_are_one_program_and_equal_runs_by_themselves(tm
             tested = [row for row in run.rows if row["test_accuracy"] is not None]
             course = found[place][seed]
             assert course.rounds == [row["round"] for row in tested]
-            np.testing.assert_allclose(course.accuracy, [row["test_accuracy"] for row in tested], atol=3e-3)
-            np.testing.assert_allclose(course.loss, [row["test_loss"] for row in tested], rtol=2e-3)
+            assert course.accuracy == pytest.approx([row["test_accuracy"] for row in tested], abs=3e-3)
+            assert course.loss == pytest.approx([row["test_loss"] for row in tested], rel=2e-3)
 
 
 def test_what_is_known_is_not_trained_again_and_a_torn_line_is_left_out(tmp_path):
@@ -81,11 +82,11 @@ def test_runs_that_are_not_swept_are_trained_by_themselves(tmp_path):
     run = trained(tmp_path / "run", *QUICK, "heterogeneity.drift=concept", "heterogeneity.drift_round=6",
                   "training.rounds=6")  # fmt: skip
     tested = [row["test_accuracy"] for row in run.rows if row["test_accuracy"] is not None]
-    np.testing.assert_allclose(course.accuracy, tested, atol=3e-3)
+    assert course.accuracy == pytest.approx(tested, abs=3e-3)
 
 
 def test_a_course_ends_with_the_mean_of_its_last_fifth():
-    course = Course([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [0.1] * 8 + [0.5, 0.7], [1.0] * 10, [2.0] * 9 + [4.0], 0, 0.0)
+    course = Course(list(range(1, 11)), [*[0.1] * 8, 0.5, 0.7], [*[1.0] * 10], [*[2.0] * 9, 4.0], 0, 0.0)
     assert course.ended == pytest.approx(0.6)
     assert course.fitted == pytest.approx(3.0)
 
@@ -141,7 +142,7 @@ def test_a_rate_too_low_and_a_healthy_run(tmp_path):
 def test_a_cause_of_ones_own_and_data_of_ones_own(tmp_path):
     dataset = SOURCES["digits"]()
     parts = np.array_split(np.random.default_rng(0).permutation(len(dataset.train["labels"])), 6)
-    data = fs.data.federate(dataset, parts)
+    data = federate(dataset, parts)
     dark = data._replace(examples={**data.examples, "inputs": (data.examples["inputs"] * 0).astype(np.uint8)})
     told = []
     mine = Cause(
@@ -208,8 +209,12 @@ def test_the_command_says_why_writes_it_down_and_goes_on(tmp_path):
         assert status == 0, err
         assert sorted((folder / FILE).read_text().splitlines()) == sorted(line.strip() for line in lines)
         assert json.loads((folder / "diagnosis.json").read_text())["suspects"] == found["suspects"]
-        for arguments, parts in ((("--seeds", "1"), "--seeds"), (("--cause", "skew"), "--cause"), (("nothing.toml",), "no such file"),
-                                 (("--set", "training.rounds=0"), "training.rounds")):  # fmt: skip
+        for arguments, parts in (
+            (("--seeds", "1"), "--seeds"),
+            (("--cause", "skew"), "--cause"),
+            (("nothing.toml",), "no such file"),
+            (("--set", "training.rounds=0"), "training.rounds"),
+        ):
             status, out, err = run(tmp_path, "diagnose", *arguments)
             assert status == 2
             assert err.count("\n") == 1

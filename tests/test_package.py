@@ -238,6 +238,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "diagnose.found",
             "diagnose.words",
             "diagnose.anchors",
+            "diagnose.personal",
             "diagnose.treat",
             "diagnose.diagnosis",
             "diagnose",

@@ -45,7 +45,7 @@ def read(data: FederatedData, seed: int = 0) -> Reading | None:
         reader = readers[number] = _reader(_flat(inputs[learnt]), labels[learnt])
         wrong.append((reader.predict(test_inputs) != test_labels).mean())
         for client in holders[fold[holders] == number]:
-            rows = rng.permutation(np.arange(data.offsets[client], data.offsets[client + 1]))[:LOOKED]
+            rows = int(data.offsets[client]) + rng.permutation(int(data.sizes[client]))[:LOOKED]
             contradicted[client] = (reader.predict(_flat(inputs[rows])) != labels[rows]).mean()
     expected = float(np.mean(wrong))
     error = np.sqrt(max(expected * (1 - expected), 0.01) / np.clip(data.sizes, 1, LOOKED))

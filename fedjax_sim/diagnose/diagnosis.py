@@ -111,7 +111,7 @@ class _Examination:
                 facts = facts._replace(rows=lab.observed(world))
         candidates = self._candidates(facts, stalls)
         gains = self._screened(facts, candidates)
-        players = self._players(candidates, gains, stalls)
+        players = self._players(candidates, gains, lost.mean)
         players, values = self._attributed(facts, candidates, players, gains)
         return self._concluded(facts, same, lost, candidates, gains, players, values, remedies)
 
@@ -160,17 +160,20 @@ class _Examination:
         return {candidate.cause.name: _difference(courses, facts.courses)
                 for candidate, courses in zip(candidates, trained, strict=True)}  # fmt: skip
 
-    def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate], stalls: bool) -> list[Candidate]:
-        """Causes whose removal gains something that is not chance; of a run that stalls, small gains count, too, where
-        none is larger."""
-        for least in (MATTERS, LITTLE) if stalls else (MATTERS,):
+    def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate], lost: float) -> list[Candidate]:
+        """Causes whose removal gains something that is not chance. Of a run that stalls, small gains count, too, where
+        none is larger; where much is lost, those that seeds are too few to be sure of, where none is sure."""
+        stalls = lost >= STALLS
+        ways = [
+            (MATTERS, True),
+            *([(LITTLE, True)] if stalls else []),
+            *([(MATTERS, False)] if lost >= AVERAGED else []),
+        ]
+        for least, sure in ways:
             # at the ceiling of its budget, a run is only said to be unfinished where that is as much as a stall
             needed = {"too_few_rounds": least if stalls else STALLS}
-            found = [
-                c
-                for c in candidates
-                if gains[c.cause.name].mean >= needed.get(c.cause.name, least) and gains[c.cause.name].low > 0
-            ]
+            found = [c for c in candidates if gains[c.cause.name].mean >= needed.get(c.cause.name, least)
+                     and (gains[c.cause.name].low > 0 or not sure)]  # fmt: skip
             if found:
                 return found
         return []
@@ -275,6 +278,7 @@ class _Examination:
         for place, name in enumerate(order):
             matters, after = name in every, order[place + 1] if place + 1 < len(order) else None
             tied = matters and after in every and estimate((part[name] - part[after]).tolist()).low <= 0
+            tied = tied and after is not None and min(estimate(part[n].tolist()).low for n in (name, after)) > 0
             suspects.append(Suspect(
                 name, of[name].cause.title, of[name].best.name, gains[name],
                 estimate(costs[frozenset([name])].tolist()) if matters else None,
@@ -290,12 +294,14 @@ class _Examination:
                     interactions.append(Interaction(tuple(sorted(left)), value))
         mended = values[every]
         draft = Diagnosis(
-            verdict=self._verdict(facts, lost, [s for s in suspects if s.share is not None]), sentences=[],
+            verdict=self._verdict(lost, suspects), sentences=[],
             title=title(facts.config), seeds=self.seeds, run=_ended(facts.courses), pooled=_ended(same),
-            ceiling=_ended(facts.pooled), chance=chance(facts.experiment), lost=lost,
+            ceiling=_ended(facts.pooled), chance=chance(facts.experiment),
+            label_divergence=_beyond_chance(facts), lost=lost,
             mended=_ended(mended) if every else None,
             unexplained=_difference(facts.pooled, mended) if every else None, suspects=suspects,
-            interactions=sorted(interactions, key=lambda i: -abs(i.points.mean)), remedies=[], pair=None, config="",
+            interactions=sorted(interactions, key=lambda i: -abs(i.points.mean)),
+            remedies=[], pair=None, personal=[], config="",
             curves={"the run": _curve(facts.courses), "in one place": _curve(facts.pooled),
                     **({"without the causes": _curve(mended)} if every else {})},
             runs=0, programs=0, seconds=0.0,
@@ -305,17 +311,27 @@ class _Examination:
             draft = treat(self.lab, facts, draft, causes, self.seeds, self.tuning)
         return draft._replace(sentences=sentences(draft))
 
-    def _verdict(self, facts: Facts, lost: Estimate, found: list[Suspect]) -> str:
-        if found and found[0].name == "too_few_rounds":
-            return UNFINISHED
+    def _verdict(self, lost: Estimate, suspects: list[Suspect]) -> str:
+        found = [suspect for suspect in suspects if suspect.share is not None]
+        if any(suspect.counts for suspect in found):
+            return UNFINISHED if found[0].name == "too_few_rounds" else STALLED
         if found:
-            return STALLED
-        if lost.mean < AVERAGED:  # nothing is gained without any cause, either
+            return NOISY
+        if lost.mean < STALLS:
             return HEALTHY
-        return NOISY if lost.low <= 0 else STALLED
+        if lost.low <= 0 or any(suspect.alone.mean >= MATTERS for suspect in suspects):
+            return NOISY
+        return HEALTHY if lost.mean < AVERAGED else STALLED  # nothing is gained without any cause
 
 
 NOTHING = Removal("as it is", lambda world: world)
+
+
+def _beyond_chance(facts: Facts) -> float | None:
+    about = facts.about
+    if about.js_divergence is None or about.js_iid is None:
+        return None
+    return max(0.0, about.js_divergence - about.js_iid)
 
 
 def _stalls(facts: Facts) -> bool:

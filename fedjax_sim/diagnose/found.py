@@ -17,6 +17,16 @@ class Tried(NamedTuple):
     accuracy: float
 
 
+class Personal(NamedTuple):
+    """Models of the clients' own, on the test examples that each client keeps; means over clients and seeds."""
+
+    name: str
+    settings: dict[str, Any]
+    before: float  # accuracy of the run's global model
+    after: float  # accuracy of the clients' own models
+    gain: Estimate
+
+
 class Suspect(NamedTuple):
     """A cause that was looked for. Costs are in accuracy, from 0 to 1."""
 
@@ -60,6 +70,7 @@ class Diagnosis(NamedTuple):
     pooled: Estimate  # trained in one place with the same model, rates and budget
     ceiling: Estimate  # likewise with tuned rates
     chance: float
+    label_divergence: float | None  # of clients from all, beyond chance: Jensen-Shannon, 0 to 1
     lost: Estimate  # ceiling less run, paired by seed
     mended: Estimate | None  # the world without any of the causes that matter
     unexplained: Estimate | None  # what is lost in that world, too
@@ -67,6 +78,7 @@ class Diagnosis(NamedTuple):
     interactions: list[Interaction]
     remedies: list[Tried]  # the best first
     pair: Tried | None  # the best two together, where they fit
+    personal: list[Personal]  # the best first; none where clients keep no test examples
     config: str  # ready to run: the configuration with what helps most, as TOML
     curves: dict[str, list[list[float]]]  # rounds and mean accuracy of the run, the ceiling and the mended world
     runs: int  # trained

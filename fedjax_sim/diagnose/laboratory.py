@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_sim._validate import InputError
@@ -196,6 +197,30 @@ class Laboratory:
                 sum(row["uplink_bits"] + row["downlink_bits"] for row in rows),
                 rows[-1].get("simulated_seconds") or 0.0,
             ))])  # fmt: skip
+
+    def states(self, world: World, seeds: Sequence[int]) -> list[Any]:
+        """What a federation remembers at the end, under each seed, on the host. Trained each time it is asked for.
+
+        Raises:
+          InputError: a world that is not swept.
+        """
+        structure, config = self._known(world)
+        if structure == ALONE:
+            raise InputError("world: its runs do not go together, and their states are not kept; leave it out")
+        ground = own_ground(self.experiment(world))
+        program = self._program(structure, world, [ground])
+        program.move([ground])
+        self.held.pop(structure, None)
+        found = []
+        for first in range(0, len(seeds), program.slots):
+            part = seeds[first : first + program.slots]
+            program.load([{**_traced(config, program.varied), SEED: seed} for seed in part])
+            for reached in program:
+                self.told(Told(self.stage, first, len(seeds), reached.rounds, program.rounds))
+            states = jax.tree.map(np.asarray, program.states)
+            found += [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(part))]
+            self.trained += len(part)
+        return found
 
     def observed(self, world: World) -> list[Row]:
         """The rows of the world's history, with every client's values, of its own seed."""

@@ -1,13 +1,26 @@
 """What a user could do about a cause without pooling anybody's data."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.diagnose.cause import KEPT_EVERYWHERE, Facts, Remedy
+from fedjax_sim.diagnose.worlds import World
 
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "rfa", "centered_clipping", "norm_bounding")
 RATES = (0.1, 0.3, 3.0, 10.0)
+
+
+def possible(build: Callable[[World], Any], world: World, remedy: Remedy) -> World | None:
+    """The world with the remedy; None where its settings do not go with the others."""
+    try:
+        changed = world.set(remedy.settings)
+        build(changed)
+        return changed
+    except InputError:
+        return None
 
 
 def by_algorithm(facts: Facts, name: str, title: str, **options: Any) -> list[Remedy]:

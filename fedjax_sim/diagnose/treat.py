@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fedjax_sim._validate import InputError
 from fedjax_sim.diagnose.cause import Cause, Facts, Remedy
 from fedjax_sim.diagnose.found import Diagnosis, Tried
 from fedjax_sim.diagnose.game import estimate
 from fedjax_sim.diagnose.laboratory import Course, Laboratory
+from fedjax_sim.diagnose.personal import FOR, personal_models
+from fedjax_sim.diagnose.remedies import possible
 from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.config import to_toml
 
@@ -23,10 +24,12 @@ def treat(
     listed: dict[str, tuple[str, Remedy, World]] = {}
     for cause in causes:
         for remedy in cause.remedies(facts):
-            world = _open(lab, facts.world, remedy)
+            world = possible(lab.experiment, facts.world, remedy)
             if world is not None:
                 listed.setdefault(world.key(), (cause.name, remedy, world))
     listed.pop(facts.world.key(), None)
+    if any(cause.name in FOR for cause in causes):
+        found = found._replace(personal=personal_models(lab, facts, seeds))
     if not listed:
         return found
     with lab.work("remedies"):
@@ -53,7 +56,7 @@ def _pair(lab: Laboratory, facts: Facts, tried: list[Tried], seeds: list[int], t
         for other in helps[i + 1 :]:
             if not _contradict(one.settings, other.settings):
                 both = Remedy(f"{one.name} and {other.name}", {**one.settings, **other.settings})
-                world = _open(lab, facts.world, both)
+                world = possible(lab.experiment, facts.world, both)
                 if world is not None:
                     able.append((both, world))
     if not able:
@@ -67,16 +70,6 @@ def _pair(lab: Laboratory, facts: Facts, tried: list[Tried], seeds: list[int], t
 
 def _contradict(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return any(path in other and other[path] != value for path, value in one.items())
-
-
-def _open(lab: Laboratory, world: World, remedy: Remedy) -> World | None:
-    """The run with the remedy; None where its settings do not go with the others."""
-    try:
-        changed = world.set(remedy.settings)
-        lab.experiment(changed)
-        return changed
-    except InputError:
-        return None
 
 
 def _tried(remedy: Remedy, courses: list[Course], base: list[Course]) -> Tried:

@@ -71,25 +71,42 @@ def _verdict(found: Diagnosis) -> str:
         enough = next(r for r, accuracy in curve if accuracy >= curve[-1][1] - SETTLED)
         return f"Not finished: accuracy is still rising, and would until about round {enough:.0f}. {compared}."
     if found.verdict == NOISY:
-        needed = _seeds_needed(found)
-        return f"Too noisy to tell. {compared} over {len(found.seeds)} seeds; {needed} seeds would tell."
+        may = [s for s in found.suspects if s.alone.mean >= 0.01]
+        needed = max(_seeds_needed(found, value) for value in (found.lost, *(s.alone for s in may[:1])))
+        named = f" It may be {may[0].title.lower()}: {span(may[0].alone, True)}." if may else ""
+        return f"Too noisy to tell. {compared}.{named} With {needed} seeds instead of {len(found.seeds)} it would show."
     if found.lost.mean < 0.02:
         return f"The run is as good as training in one place ({run} against {ceiling}), and both are held back."
     return f"It stalls. {compared}."
 
 
-def _seeds_needed(found: Diagnosis) -> int:
+def _seeds_needed(found: Diagnosis, value: Estimate) -> int:
     """For an interval that leaves 0 out, if the mean and the spread stay as they are."""
-    half = (found.lost.high - found.lost.low) / 2
-    return math.ceil(len(found.seeds) * (half / max(found.lost.mean, 1e-6)) ** 2 * 1.2) + 1
+    half, seeds = (value.high - value.low) / 2, len(found.seeds)
+    spread = half * math.sqrt(seeds) / _students(seeds)
+    needed = 2
+    while needed < 1000 and _students(needed) * spread / math.sqrt(needed) >= value.mean:
+        needed += 1
+    return needed
+
+
+def _students(seeds: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, seeds - 1))
 
 
 def _helps(found: Diagnosis) -> list[str]:
     able = [tried for tried in (*found.remedies, found.pair) if tried is not None and tried.gain.low > 0]
+    said = []
+    own = next((personal for personal in found.personal if personal.gain.low > 0), None)
+    if own is not None:
+        said = [f"On the clients' own test examples, {own.name} reaches {own.after:.1%} where the global model has "
+                f"{own.before:.1%}: {span(own.gain, True)} points."]  # fmt: skip
     if not able:
-        return ["None of the remedies that were tried helps for sure."] if found.remedies else []
+        return ["None of the remedies that were tried helps for sure.", *said] if found.remedies else said
     best = max(able, key=lambda tried: tried.gain.mean)
-    said = [f"What helps most here: {best.name}, {span(best.gain, True)} points."]
+    said = [*said, f"What helps most here: {best.name}, {span(best.gain, True)} points."]
     single = next((tried for tried in found.remedies if tried.gain.low > 0), None)
     if best is found.pair and single is not None:
         said.append(f"Alone: {single.name}, {span(single.gain, True)}.")

@@ -26,6 +26,7 @@ from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privati
 # The other keys of [algorithm] and of [attack] are options of the factory that they name.
 _COMMON = ("name", "learning_rate", "momentum", "server_learning_rate", "server_schedule")
 _ATTACK_COMMON = ("name", "fraction")
+SEED_MARK = "{seed}"  # in model.start, for the training seed
 DP_SGD, _OF_DP_SGD = "dp_sgd", ("epsilon", "delta", "noise_multiplier", "clip_norm")
 
 
@@ -119,7 +120,7 @@ def make_model(config: Config, data: FederatedData, seed: int) -> Model:
     setting = "start"
     try:
         if given.start:
-            model = warm_start(model, load_leaves(given.start), skip=given.skip)
+            model = warm_start(model, load_leaves(given.start.replace(SEED_MARK, str(seed))), skip=given.skip)
         setting = chosen[0] if chosen else ""
         if given.freeze is not None:
             model = freeze(model, given.freeze)

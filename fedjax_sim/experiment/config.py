@@ -86,7 +86,8 @@ class Model(Section):
     )
     start: str = Field(
         default="",
-        description="parameters to start from: a folder of arrays, such as a run's best_model, or .safetensors",
+        description="parameters to start from: a folder of arrays, such as a run's best_model, or .safetensors; {seed} "
+        "in its name stands for training.seed",
     )
     skip: str | None = Field(default=None, description="pattern in the paths of leaves that start afresh all the same")
     freeze: str | None = Field(

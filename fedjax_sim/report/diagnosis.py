@@ -49,6 +49,15 @@ def remedies(found: Diagnosis) -> Table | None:
     return Table(["remedy", "settings", "accuracy", "gain"], rows, 2)
 
 
+def personal(found: Diagnosis) -> Table | None:
+    """Models of the clients' own, the best first; None where none was tried."""
+    if not found.personal:
+        return None
+    rows = [[p.name, f"{p.before:.1%}", f"{p.after:.1%}", points(p.gain, True)] for p in found.personal]
+    return Table(["clients' own models", "global model", "own model", "gain"], rows, 1,
+                 "Means over clients, each on the test examples that it keeps.")  # fmt: skip
+
+
 def diagnosis_page(found: Diagnosis) -> str:
     """The diagnosis as one page of HTML that needs nothing but itself."""
     fallen = svg(waterfall(falls(found), chance=found.chance), "waterfall", "Where accuracy goes")
@@ -67,7 +76,7 @@ def diagnosis_page(found: Diagnosis) -> str:
           if found.interactions else []),
         *(Section(s.name, f"{s.title}: what the run shows", texts=s.evidence) for s in matter if s.evidence),
         *([Section("remedies", "What helps", texts=["Measured on the run as it is, with nobody's data pooled."],
-                   tables=[tried])] if tried else []),
+                   tables=[table for table in (tried, personal(found)) if table is not None])] if tried else []),
         Section("how", "How this was found", texts=_how(found),
                 folded=[Folded("A configuration with what helps most", found.config)] if found.config else []),
     ]  # fmt: skip
