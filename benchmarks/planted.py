@@ -16,7 +16,7 @@ DIGITS = ("model.name=mlp", "model.hidden=[64]", "data.partition=iid", "training
 CANCER = ("data.name=breast_cancer", "model.name=mlp", "model.hidden=[32]", "data.partition=iid", "data.clients=10",
           "training.rounds=30")  # fmt: skip
 FASHION = ("data.name=fashion_mnist", "model.name=mlp", "model.hidden=[32]", "data.partition=iid", "data.clients=50",
-           "training.rounds=100", "training.local_steps=20", "training.batch_size=32",
+           "training.rounds=60", "training.local_steps=20", "training.batch_size=16",
            "training.evaluate_every=5")  # fmt: skip
 MNIST = ("data.name=mnist", *FASHION[1:])
 SKEWED, TWO = ("data.partition=dirichlet", "data.alpha=0.3"), ("data.partition=labels_per_client",
@@ -37,7 +37,7 @@ CASES: list[Case] = [
         "label skew, alpha 0.1": ("label_skew", ("data.partition=dirichlet", "data.alpha=0.1")),
         "label skew, 1 label": ("label_skew", ("data.partition=labels_per_client", "data.labels_per_client=1")),
         "scanners 1.0": ("feature_shift", ("heterogeneity.scanner=1.0",)),
-        "noise 1.0": ("feature_shift", ("heterogeneity.noise=1.0",)),
+        "resolution and blur 1.0": ("feature_shift", ("heterogeneity.resolution=1.0", "heterogeneity.blur=1.0")),
         "rotation 1.0": ("feature_shift", ("heterogeneity.rotation=1.0",)),
         "confusion 0.6": ("label_disagreement", ("heterogeneity.confusion=0.6",)),
         "flip 0.5": ("label_disagreement", ("heterogeneity.flip=0.5",)),
@@ -61,13 +61,13 @@ CASES: list[Case] = [
             "training.local_steps=2", "training.rounds=150", "training.evaluate_every=10",
             "network.slow_clients=[3]", "network.deadline_seconds=5.0")),
         "top-k 0.0005": ("compression", ("compression.uplink=top_k", "compression.fraction=0.0005")),
-        "sign": ("compression", ("compression.uplink=qsgd", "compression.levels=1")),
+        "top-k 0.002": ("compression", ("compression.uplink=top_k", "compression.fraction=0.002")),
         "noise, epsilon 2": ("privacy_noise", (
             "privacy.mechanism=gaussian", "privacy.epsilon=2.0", "privacy.clip_norm=1.0",
             "training.sampling=poisson")),
         "clip norm 0.02": ("clipping", (*FREE, "privacy.noise_multiplier=0.01", "privacy.clip_norm=0.02")),
         "4 in 10 flip labels": ("malicious_clients", ("attack.name=label_flip", "attack.fraction=0.4")),
-        "2 in 10 flip signs": ("malicious_clients", ("attack.name=sign_flip", "attack.fraction=0.2")),
+        "3 in 10 flip signs": ("malicious_clients", ("attack.name=sign_flip", "attack.fraction=0.3")),
         "a NaN sender": ("malicious_clients", ("attack.name=nan_sender", "attack.fraction=0.05")),
         "label skew and noise": (("label_skew", "privacy_noise"), (
             "data.partition=dirichlet", "data.alpha=0.05", *FREE, "privacy.noise_multiplier=0.5",
@@ -78,6 +78,9 @@ CASES: list[Case] = [
             "model.hidden=[2]", "algorithm.learning_rate=0.005")),
         "healthy, iid": ((), ()),
         "healthy, alpha 1": ((), ("data.partition=dirichlet", "data.alpha=1.0")),
+        "healthy, dissimilar gradients": ((), (
+            "data.partition=labels_per_client", "data.labels_per_client=1", "data.clients=10",
+            "training.sampling=all", "training.local_steps=1", "training.rounds=600", "training.evaluate_every=30")),
         "healthy, logistic": ((), ("model.name=logistic",)),
         "healthy, default": ((), ("model.name=cnn_small", "data.partition=dirichlet", "training.rounds=60")),
         "healthy, top-k with feedback": ((), (

@@ -9,6 +9,8 @@ from fedjax_sim.experiment.config import Config
 
 SETTLED = 0.005  # accuracy below its last from which on a curve has nothing left to gain
 
+DIVERSE = 0.1  # divergence of labels that is worth a word where it is harmless
+
 
 def title(config: Config) -> str:
     """What was trained."""
@@ -63,9 +65,14 @@ def _verdict(found: Diagnosis) -> str:
         f"The run reaches {run}, training in one place with tuned rates {ceiling}: {span(found.lost)} points lost"
     )
     if found.verdict == HEALTHY:
-        return (
-            f"Healthy. The run reaches {run}, training in one place with tuned rates {ceiling}; nothing holds it back."
-        )
+        said = [f"Healthy. {compared.split(':')[0]}; none of the causes that were looked for holds it back."]
+        if found.lost.mean >= 0.02:
+            said.append("The rest is what averaging costs: in one place, as many steps are made one after another.")
+        if found.label_divergence is not None and found.label_divergence >= DIVERSE:
+            said.append(
+                f"Clients' labels diverge by {found.label_divergence:.2f} beyond chance; here that does no harm."
+            )
+        return " ".join(said)
     if found.verdict == UNFINISHED:
         curve = found.curves["without the causes"]
         enough = next(r for r, accuracy in curve if accuracy >= curve[-1][1] - SETTLED)
