@@ -1,5 +1,6 @@
 """Diagnoses from end to end, on small federations with a planted cause, and what they are made of."""
 
+import io
 import json
 import re
 from itertools import pairwise
@@ -9,14 +10,17 @@ import jax
 import numpy as np
 import pytest
 from conftest import one_line
+from rich.console import Console
 from runs import commands, trained
 
 import fedjax_sim as fs
 from fedjax_sim.data import federate
 from fedjax_sim.data.sources import SOURCES
-from fedjax_sim.diagnose import CAUSES, Cause, Change, World, changing, diagnose, setting
+from fedjax_sim.diagnose import CAUSES, Cause, Change, Told, World, changing, diagnose, setting
 from fedjax_sim.diagnose.exchange import redealt
 from fedjax_sim.diagnose.laboratory import FILE, Course, Laboratory
+from fedjax_sim.diagnose.personal import own_accuracies
+from fedjax_sim.diagnose.watch import watching
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.report.diagnosis import diagnosis_page, falls
 
@@ -219,3 +223,30 @@ def test_the_command_says_why_writes_it_down_and_goes_on(tmp_path):
             assert status == 2
             assert err.count("\n") == 1
             assert parts in err
+
+
+def test_progress_counts_what_runs_under_way_have_done():
+    assert Told("a", 4, 10, 4, 25, 50).share == pytest.approx(0.6)
+    shown = io.StringIO()
+    with watching(Console(file=shown, width=100)) as tell:
+        tell(Told("worlds", 0, 4, 2, 10, 20))
+        tell(Told("worlds", 0, 4, 2, 20, 20))  # too soon for another line
+        tell(Told("remedies", 1, 4, 2, 10, 20))
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("worlds: 0/4 runs, round 10/20 of 2")
+
+
+def test_clients_own_models_are_measured_where_clients_keep_tests(tmp_path):
+    config = quick("data.partition=dirichlet", "data.alpha=0.05", "data.local_test_fraction=0.3", "training.rounds=3")
+    world = World(config)
+    lab = laboratory(tmp_path / "lab")
+    state = lab.states(world, [0])[0]
+    run = trained(tmp_path / "run", *QUICK, "data.partition=dirichlet", "data.alpha=0.05",
+                  "data.local_test_fraction=0.3", "training.rounds=3")  # fmt: skip
+    assert int(state.round) == 3
+    own = run.summary.own_tests
+    assert own is not None
+    found = own_accuracies(lab, world, [0])
+    assert [float(value[0]) for value in found] == pytest.approx([own.global_accuracy, own.personal_accuracy], abs=0.02)
+    assert own.personal_accuracy > own.global_accuracy

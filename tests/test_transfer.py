@@ -161,3 +161,13 @@ def test_broken_files_and_missing_packages_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(fs.InputError) as error:
         load_leaves(tmp_path / "x.safetensors")
     one_line(error, "fedjax-sim[models]")
+
+
+def test_each_seed_may_have_a_start_of_its_own(tmp_path):
+    for seed in (0, 1):
+        model = build_model("logistic", (8, 8, 1), 10, hidden=())
+        save_leaves(tmp_path / f"start_{seed}", jax.tree.map(lambda leaf, seed=seed: leaf + seed, model.params))
+    for seed in (0, 1):
+        config = load_config(None, ["model.name=logistic", f"model.start={tmp_path}/start_{{seed}}",
+                                    f"training.seed={seed}"])  # fmt: skip
+        assert {float(x) for leaf in jax.tree.leaves(build(config).model.params) for x in np.unique(leaf)} == {seed}

@@ -61,8 +61,14 @@ class Told(NamedTuple):
     stage: str
     done: int  # runs of this stage
     total: int
-    rounds: int  # of the runs that are trained now
+    running: int  # those that are trained now
+    rounds: int  # that they have done
     all_rounds: int
+
+    @property
+    def share(self) -> float:
+        """Of the stage, by runs and what those under way have done."""
+        return min(1.0, (self.done + self.running * self.rounds / max(self.all_rounds, 1)) / max(self.total, 1))
 
 
 class Laboratory:
@@ -164,7 +170,7 @@ class Laboratory:
                 progress = []
                 for reached in program:
                     progress.append(reached)
-                    self.told(Told(self.stage, self.done, self.total, reached.rounds, program.rounds))
+                    self.told(Told(self.stage, self.done, self.total, len(part), reached.rounds, program.rounds))
                 self._keep([(world, seed, _course(progress, i)) for i, (world, seed) in enumerate(part)])
 
     def _program(self, structure: str, world: World, grounds: list[Ground]) -> Program:
@@ -216,7 +222,7 @@ class Laboratory:
             part = seeds[first : first + program.slots]
             program.load([{**_traced(config, program.varied), SEED: seed} for seed in part])
             for reached in program:
-                self.told(Told(self.stage, first, len(seeds), reached.rounds, program.rounds))
+                self.told(Told(self.stage, first, len(seeds), len(part), reached.rounds, program.rounds))
             states = jax.tree.map(np.asarray, program.states)
             found += [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(part))]
             self.trained += len(part)
@@ -224,6 +230,7 @@ class Laboratory:
 
     def observed(self, world: World) -> list[Row]:
         """The rows of the world's history, with every client's values, of its own seed."""
+        self.done, self.total = 0, 1
         return self._rows(world)
 
     def _rows(self, world: World) -> list[Row]:
@@ -237,7 +244,7 @@ class Laboratory:
         loop, rows = Loop(experiment, self.devices[:1], None, self.folder, []), []
         for step in loop.steps(lambda: False):
             rows += step.rows
-            self.told(Told(self.stage, self.done, self.total, len(rows), rounds))
+            self.told(Told(self.stage, self.done, self.total, 1, len(rows), rounds))
         if rows and rows[-1]["test_accuracy"] is None and step.status == "diverged":
             rows[-1] |= {"test_accuracy": 0.0, "test_loss": None}
         return rows

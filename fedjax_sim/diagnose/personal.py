@@ -32,23 +32,23 @@ def personal_models(lab: Laboratory, facts: Facts, seeds: list[int]) -> list[Per
         return []
     found: list[Personal] = []
     with lab.work("models of the clients' own"):
-        before, _ = _accuracies(lab, facts.world, seeds)
+        before, _ = own_accuracies(lab, facts.world, seeds)
         for remedy in remedies(facts):
             world = possible(lab.experiment, facts.world, remedy)
             if world is None or lab.experiment(world).algorithm.personal is None:
                 continue
-            _, after = _accuracies(lab, world, seeds)
+            _, after = own_accuracies(lab, world, seeds)
             gain = estimate((after - before).tolist())
             found.append(Personal(remedy.name, dict(remedy.settings), float(before.mean()), float(after.mean()), gain))
     return sorted(found, key=lambda personal: -personal.gain.mean)
 
 
-def _accuracies(lab: Laboratory, world: World, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def own_accuracies(lab: Laboratory, world: World, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Of the global model and of the clients' own ones, means over clients, f64[seeds] each."""
     experiment, training = lab.experiment(world), lab.experiment(world).config.training
     data, tests = experiment.data, experiment.data.local_test
     assert tests is not None
-    held = np.flatnonzero((np.diff(np.asarray(tests.offsets)) > 0) & (data.sizes > 0))
+    held = np.flatnonzero((np.diff(np.asarray(tests.offsets, np.int64)) > 0) & (data.sizes > 0))
     ids = np.random.default_rng(experiment.config.data.seed).permutation(held)[:CLIENTS].astype(np.int32)
     evaluate = jax.jit(make_client_evaluation(
         experiment.algorithm, experiment.model.metric_fn, batch_size=training.batch_size,

@@ -29,7 +29,7 @@ def watching(console: Console) -> Iterator[Callable[[Told], None]]:
                     bar.update(task, completed=1.0, total=1.0, left="")
                 tasks[told.stage] = bar.add_task(told.stage, total=1.0, runs="", left="")
                 began[told.stage] = time.monotonic()
-            share = _share(told)
+            share = told.share
             left = _left(time.monotonic() - began[told.stage], share)
             bar.update(tasks[told.stage], completed=share, runs=_runs(told), left=left and f"{left} left")
 
@@ -48,22 +48,15 @@ def _plain(console: Console) -> Callable[[Told], None]:
             began[0] = now
         if fresh or now - printed[0] >= LEAST_SECONDS:
             printed[0] = now
-            left = _left(now - began[0], _share(told))
-            text = f"{told.stage}: {_runs(told)}, round {told.rounds}/{told.all_rounds}"
+            left = _left(now - began[0], told.share)
+            text = f"{told.stage}: {_runs(told)}, round {told.rounds}/{told.all_rounds} of {told.running}"
             console.print(f"{text}{left and f', {left} left'}", highlight=False, markup=False, soft_wrap=True)
 
     return tell
 
 
 def _runs(told: Told) -> str:
-    return f"{told.done}/{told.total} runs" if told.total else ""
-
-
-def _share(told: Told) -> float:
-    """Of the stage, counting what the runs under way have done as far as is known."""
-    if told.total == 0:
-        return told.rounds / max(told.all_rounds, 1)
-    return min(1.0, told.done / told.total)
+    return f"{told.done}/{told.total} runs"
 
 
 def _left(seconds: float, share: float) -> str:
