@@ -279,7 +279,7 @@ def diagnose(
     from fedjax_sim.experiment.folder import study_folder, write_json
     from fedjax_sim.experiment.history import finished_rows
     from fedjax_sim.plots import draw_waterfall
-    from fedjax_sim.report.diagnosis import causes, diagnosis_page, falls
+    from fedjax_sim.report.diagnosis import causes, diagnosis_page, falls, marks
     from fedjax_sim.report.diagnosis import remedies as tried
     from fedjax_sim.report.page import write_page
     from fedjax_sim.report.tables import printed
@@ -292,7 +292,7 @@ def diagnose(
         found = examine(settings, place, seeds=seeds, causes=looked_for, remedies=remedies, rows=rows, told=told)
     write_json(place / "diagnosis.json", found.plain())
     write_page(place / "diagnosis.html", diagnosis_page(found))
-    draw_waterfall(falls(found), place / "diagnosis.png", chance=found.chance, title=found.title)
+    draw_waterfall(falls(found), place / "diagnosis.png", marks=marks(found), title=found.title)
     if found.config:
         (place / "remedy.toml").write_text(found.config, encoding="utf-8")
     console.print()

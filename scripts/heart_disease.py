@@ -30,7 +30,7 @@ from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.models import build_model, save_leaves
 from fedjax_sim.plots import draw_waterfall
-from fedjax_sim.report.diagnosis import falls, points
+from fedjax_sim.report.diagnosis import falls, marks, points
 
 SEEDS = [42, 43, 44, 45, 46]
 COMMON = ("model.name=logistic", "training.rounds=15", "training.local_steps=100", "training.batch_size=4",
@@ -103,7 +103,7 @@ def main() -> None:
         for tried in found.remedies:
             print(f"  {tried.name}: {points(tried.gain, True)}")
         if args.folder:
-            draw_waterfall(falls(found), folder / "heart_disease.png", chance=found.chance, title=found.title)
+            draw_waterfall(falls(found), folder / "heart_disease.png", marks=marks(found), title=found.title)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fedjax_sim.diagnose.watch import watching
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.folder import write_json
 from fedjax_sim.plots import draw_waterfall
-from fedjax_sim.report.diagnosis import diagnosis_page, falls
+from fedjax_sim.report.diagnosis import diagnosis_page, falls, marks
 from fedjax_sim.report.page import write_page
 
 HOSPITALS = (
@@ -43,7 +43,7 @@ def main() -> None:
     write_json(args.folder / "diagnosis.json", found.plain())
     write_page(args.folder / "diagnosis.html", diagnosis_page(found))
     title = f"Ten hospitals on {name}: where accuracy goes"
-    draw_waterfall(falls(found), args.folder / "diagnosis.png", chance=found.chance, title=title)
+    draw_waterfall(falls(found), args.folder / "diagnosis.png", marks=marks(found), title=title)
     for sentence in found.sentences:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{found.runs} runs as {found.programs} programs in {found.seconds:.0f} s; see {args.folder}")

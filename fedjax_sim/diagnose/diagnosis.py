@@ -28,6 +28,7 @@ from fedjax_sim.experiment.history import Row
 STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
 AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 PLAYERS = 4  # causes at most whose interactions are worked out
+TREATED = 3  # causes that remedies are tried against, the costliest first
 TUNING = 7919  # added to the seed under which alternatives are chosen, which no reported figure is from
 
 
@@ -307,7 +308,7 @@ class _Examination:
             runs=0, programs=0, seconds=0.0,
         )  # fmt: skip
         if remedies and order and every:
-            causes = [of[name].cause for name in order if name in every][:2]
+            causes = [of[name].cause for name in order if name in every][:TREATED]
             draft = treat(self.lab, facts, draft, causes, self.seeds, self.tuning)
         return draft._replace(sentences=sentences(draft))
 

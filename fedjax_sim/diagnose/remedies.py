@@ -58,6 +58,7 @@ def robust_rules(facts: Facts) -> list[Remedy]:
     """Aggregation that a few clients cannot steer."""
     return [
         *by_algorithm(facts, "median", "the median of the updates"),
+        *by_algorithm(facts, "rfa", "the geometric median of the updates (RFA)"),
         *by_algorithm(facts, "trimmed_mean", "the trimmed mean of the updates"),
         *by_algorithm(facts, "multi_krum", "Multi-Krum"),
     ]

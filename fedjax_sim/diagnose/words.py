@@ -31,15 +31,11 @@ def sentences(found: Diagnosis) -> list[str]:
     said = [_verdict(found)]
     matter = [suspect for suspect in found.suspects if suspect.counts]
     if matter and found.mended is not None:
-        whole = found.mended.mean - found.run.mean
-        first = matter[0]
-        assert first.share is not None
-        told = f"{first.title} costs {span(first.share)} points"
-        told += f" of the {100 * whole:.1f} that these causes cost" if len(matter) > 1 else ""
-        rest = [f"{s.title.lower()} {span(s.share)}" for s in matter[1:] if s.share is not None]
-        said.append("; ".join([told, *rest]) + ".")
+        whole = 100 * (found.mended.mean - found.run.mean)
+        each = [f"{s.title.lower()} {span(s.share)}" for s in matter if s.share is not None]
+        said.append(f"Of {whole:.1f} points that can be explained: {', '.join(each)}.")
         tied = [(a, b) for a, b in pairwise(matter) if a.tied]
-        said += [f"Which of {a.title.lower()} and {b.title.lower()} costs more cannot be told: a tie." for a, b in tied]
+        said += [f"A tie: whether {a.title.lower()} or {b.title.lower()} costs more cannot be told." for a, b in tied]
         if found.unexplained is not None:
             left = found.unexplained
             if left.mean >= 0.005:
@@ -49,10 +45,8 @@ def sentences(found: Diagnosis) -> list[str]:
                             "points better than training in one place is today.")  # fmt: skip
         for part in found.interactions[:2]:
             names = " and ".join(_titles(found, part.names))
-            how = (
-                "beyond what they cost each by itself" if part.points.mean > 0 else "less together than each by itself"
-            )
-            said.append(f"{names} cost {span(_size(part.points))} points {how}.")
+            how = "beyond what each costs by itself" if part.points.mean > 0 else "less than each by itself"
+            said.append(f"{names}: {span(_size(part.points))} points {how}.")
     elif found.verdict == STALLED:
         said.append("None of the causes that were looked for accounts for it.")
     said += _helps(found)

@@ -1,11 +1,11 @@
 """Where accuracy goes: a waterfall from the ceiling down to the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure
+from fedjax_sim.plots.style import BLUE, GREY, ORANGE, new_figure
 
 LINE = 30  # letters of a name in a line
 
@@ -21,8 +21,9 @@ class Fall(NamedTuple):
     quiet: bool = False  # of which nothing is known
 
 
-def waterfall(falls: Sequence[Fall], *, chance: float, title: str = "", width: float = 7.5) -> Any:
-    """A figure with a bar for each, from the top down; `chance` is drawn as a line where it is within the picture."""
+def waterfall(falls: Sequence[Fall], *, marks: Mapping[str, float], title: str = "", width: float = 7.5) -> Any:
+    """A figure with a bar for each, from the top down; `marks` are accuracies drawn as lines where they are within the
+    picture."""
     figure = new_figure(width, 0.9 + 0.46 * len(falls), title)
     axis = figure.subplots()
     levels = [value for fall in falls for value in (fall.start, fall.end) if value is not None]
@@ -35,8 +36,7 @@ def waterfall(falls: Sequence[Fall], *, chance: float, title: str = "", width: f
             axis.barh(place, fall.end - left, left=left, color=BLUE if place == 0 else GREY, height=0.62)
             text, at = f"{fall.end:.1%}", fall.end
         else:
-            down = fall.end <= fall.start
-            color = "#c3c8ce" if fall.quiet else ORANGE if down else GREEN
+            color = "#c3c8ce" if fall.quiet else ORANGE if fall.end <= fall.start else BLUE
             axis.barh(place, fall.end - fall.start, left=fall.start, color=color, height=0.62)
             text, at = f"{100 * (fall.end - fall.start):+.1f}".replace("-", "\N{MINUS SIGN}"), max(fall.start, fall.end)
             if fall.low is not None and fall.high is not None:  # of the length, drawn at its end
@@ -46,9 +46,10 @@ def waterfall(falls: Sequence[Fall], *, chance: float, title: str = "", width: f
         if place + 1 < len(falls):
             axis.plot([fall.end, fall.end], [place, place + 1], color=GREY, linewidth=0.7, linestyle=":", zorder=0)
         axis.text(at + 0.012 * (right - left), place, text, va="center", fontsize=9)
-    if left < chance:
-        axis.axvline(chance, color=GREY, linewidth=1, linestyle="--")
-        axis.text(chance, len(falls) - 0.45, " guessing", fontsize=8, color=GREY, va="top")
+    for name, accuracy in marks.items():
+        if left < accuracy < right:
+            axis.axvline(accuracy, color=GREY, linewidth=1, linestyle="--", zorder=0)
+            axis.text(accuracy, len(falls) - 0.42, f" {name}", fontsize=8, color=GREY, va="bottom")
     axis.set_yticks(range(len(falls)), [fill(fall.name, LINE) for fall in falls], fontsize=9)
     axis.set_ylim(len(falls) - 0.4, -0.6)
     axis.set_xlim(left, right)
@@ -61,7 +62,7 @@ def waterfall(falls: Sequence[Fall], *, chance: float, title: str = "", width: f
     return figure
 
 
-def draw_waterfall(falls: Sequence[Fall], path: str | Path, *, chance: float, title: str = "") -> Path:
+def draw_waterfall(falls: Sequence[Fall], path: str | Path, *, marks: Mapping[str, float], title: str = "") -> Path:
     """The same as a PNG; returns `path`."""
-    waterfall(falls, chance=chance, title=title).savefig(path, format="png")
+    waterfall(falls, marks=marks, title=title).savefig(path, format="png")
     return Path(path)

@@ -15,21 +15,29 @@ SEEN = 0.0005  # accuracy from which on a step is worth a bar
 
 
 def falls(found: Diagnosis) -> list[Fall]:
-    """From training in one place down to the run."""
-    first = Fall("in one place, tuned rates", None, found.ceiling.mean)
-    last = Fall("the run as it is", None, found.run.mean)
+    """From the ceiling down to the run: training in one place, or the world without the causes where that is better."""
+    place, last = (
+        Fall("in one place, tuned rates", None, found.ceiling.mean),
+        Fall("the run as it is", None, found.run.mean),
+    )
     if found.mended is None or found.unexplained is None:
-        return [first, Fall("unexplained", found.ceiling.mean, found.run.mean, quiet=True), last]
-    level, steps = found.mended.mean, []
-    if found.unexplained.mean > SEEN:
+        return [place, Fall("unexplained", found.ceiling.mean, found.run.mean, quiet=True), last]
+    level, steps = found.mended.mean, [place]
+    if found.unexplained.mean < 0:
+        steps = [Fall("without these causes", None, level)]
+    elif found.unexplained.mean > SEEN:
         steps.append(Fall("unexplained", found.ceiling.mean, level, *found.unexplained[1:], quiet=True))
-    elif found.unexplained.mean < -SEEN:
-        steps.append(Fall("beyond it, without the causes", found.ceiling.mean, level, *found.unexplained[1:]))
     for suspect in found.suspects:
         if suspect.share is not None and abs(suspect.share.mean) > SEEN:
             steps.append(Fall(suspect.title, level, level - suspect.share.mean, *suspect.share[1:]))
             level -= suspect.share.mean
-    return [first, *steps, last]
+    return [*steps, last]
+
+
+def marks(found: Diagnosis) -> dict[str, float]:
+    """What is drawn beside: guessing, and training in one place where it is not the first bar."""
+    beyond = found.unexplained is not None and found.unexplained.mean < 0
+    return {"guessing": found.chance, **({"in one place": found.ceiling.mean} if beyond else {})}
 
 
 def causes(found: Diagnosis) -> Table:
@@ -60,8 +68,8 @@ def personal(found: Diagnosis) -> Table | None:
 
 def diagnosis_page(found: Diagnosis) -> str:
     """The diagnosis as one page of HTML that needs nothing but itself."""
-    fallen = svg(waterfall(falls(found), chance=found.chance), "waterfall", "Where accuracy goes")
-    caption = "From training in one place with tuned rates down to the run; each bar is what a cause costs."
+    fallen = svg(waterfall(falls(found), marks=marks(found)), "waterfall", "Where accuracy goes")
+    caption = "From what can be reached down to the run; each bar is what a cause costs."
     curves = lines(
         "curves", "Accuracy over the rounds", "test accuracy",
         [(name, [r for r, _ in curve], [a for _, a in curve]) for name, curve in found.curves.items()],
