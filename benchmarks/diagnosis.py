@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.planted import CASES, Case
 from fedjax_sim import use_cpu_devices
 from fedjax_sim.diagnose import CAUSES, diagnose
+from fedjax_sim.diagnose.found import NOISY
 from fedjax_sim.experiment.config import load_config
 
 NOTHING = "nothing"
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def examine(case: Case, folder: Path, seeds: int) -> list[str]:
-    """The causes that are said to matter, the costliest first."""
+    """The causes that are said to matter, the costliest first; where it is too noisy to tell, those that may."""
     folder.mkdir(parents=True, exist_ok=True)
     began, answer = time.perf_counter(), folder / "answer.json"
     if answer.exists():
@@ -50,9 +51,9 @@ def examine(case: Case, folder: Path, seeds: int) -> list[str]:
         if known["settings"] == list(case.settings):
             return known["ranked"]
     result = diagnose(load_config(None, case.settings), folder / "runs", seeds=seeds, remedies=False)
-    matter = [suspect for suspect in result.suspects if suspect.share is not None]
+    matter = [s for s in result.suspects if s.share is not None or (result.verdict == NOISY and s.alone.mean >= 0.01)]
     ranked = [suspect.name for suspect in matter]
-    costs = ", ".join(f"{s.name} {100 * s.share.mean:.1f}" for s in matter if s.share)
+    costs = ", ".join(f"{s.name} {100 * (s.share or s.alone).mean:.1f}" for s in matter)
     right = ranked[: len(case.planted)] == list(case.planted) or set(ranked[:2]) == set(case.planted)
     print(f"{'ok   ' if right or not (ranked or case.planted) else 'WRONG'} {case.name}: {result.verdict}, run "
           f"{result.run.mean:.1%} of {result.ceiling.mean:.1%}; {costs or NOTHING}; {result.runs} runs, "

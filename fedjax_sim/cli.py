@@ -256,14 +256,12 @@ def diagnose(
         list[str] | None, typer.Option("--cause", help="Look for this cause only, label_skew say; may be repeated.")
     ] = None,
     folder: Annotated[
-        Path | None,
-        typer.Option("--folder", help="Where it is kept, and gone on with; by default named after the configuration."),
+        Path | None, typer.Option(help="Where it is kept, and gone on with; in runs if left out.")
     ] = None,
 ) -> None:
-    """Says why accuracy is what it is: what each cause costs, and what helps. CONFIG may be the folder of a run.
+    """Says why accuracy is what it is, in worlds that lack a suspected cause, and what helps. CONFIG may be a run's folder.
 
-    Trains the run again in worlds that lack a suspected cause, and writes diagnosis.json, .html and .png.
-    """
+    Writes diagnosis.json, .html, .png and remedy.toml."""
     from fedjax_sim.core.devices import use_cpu_devices
     from fedjax_sim.experiment.config import load_config
 
@@ -272,41 +270,19 @@ def diagnose(
 
     from rich.console import Console
 
-    from fedjax_sim.diagnose import CAUSES
+    from fedjax_sim.diagnose import causes_named
     from fedjax_sim.diagnose import diagnose as examine
     from fedjax_sim.diagnose.watch import watching
-    from fedjax_sim.experiment.explain import look_up
-    from fedjax_sim.experiment.folder import study_folder, write_json
+    from fedjax_sim.experiment.folder import study_folder
     from fedjax_sim.experiment.history import finished_rows
-    from fedjax_sim.plots import draw_waterfall
-    from fedjax_sim.report.diagnosis import causes, diagnosis_page, falls, marks
-    from fedjax_sim.report.diagnosis import remedies as tried
-    from fedjax_sim.report.page import write_page
-    from fedjax_sim.report.tables import printed
+    from fedjax_sim.report.diagnosis import print_diagnosis, write_diagnosis
 
-    by_name = {known.name: known for known in CAUSES}
-    looked_for = [look_up("--cause", name, by_name) for name in cause or by_name]
-    place, console = folder or study_folder("diagnosis", settings), Console()
+    console, place, looked_for = Console(), folder or study_folder("diagnosis", settings), causes_named(cause or ())
     rows = None if config is None or overrides else finished_rows(config, settings.training.rounds)
     with watching(console) as told:
         found = examine(settings, place, seeds=seeds, causes=looked_for, remedies=remedies, rows=rows, told=told)
-    write_json(place / "diagnosis.json", found.plain())
-    write_page(place / "diagnosis.html", diagnosis_page(found))
-    draw_waterfall(falls(found), place / "diagnosis.png", marks=marks(found), title=found.title)
-    if found.config:
-        (place / "remedy.toml").write_text(found.config, encoding="utf-8")
-    console.print()
-    for line in found.sentences:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for table in (causes(found) if found.suspects else None, tried(found)):
-        if table is not None:
-            console.print()
-            printed(console, table)
-    console.print()
-    if found.config:
-        console.print(f"Run what helps with: fedjax-sim run {place / 'remedy.toml'}", highlight=False, markup=False,
-                      soft_wrap=True)  # fmt: skip
-    console.print(f"Written to {place}: diagnosis.html, .json, .png", highlight=False, markup=False, soft_wrap=True)
+    write_diagnosis(found, place)
+    print_diagnosis(console, found, place)
 
 
 data = typer.Typer(help="Looks at federations, fetches data sets, and writes federations to disk.")

@@ -15,10 +15,7 @@ from fedjax_sim import use_cpu_devices
 from fedjax_sim.diagnose import diagnose
 from fedjax_sim.diagnose.watch import watching
 from fedjax_sim.experiment.config import load_config
-from fedjax_sim.experiment.folder import write_json
-from fedjax_sim.plots import draw_waterfall
-from fedjax_sim.report.diagnosis import diagnosis_page, falls, marks
-from fedjax_sim.report.page import write_page
+from fedjax_sim.report.diagnosis import print_diagnosis, write_diagnosis
 
 HOSPITALS = (
     "data.clients=10", "data.partition=labels_per_client", "data.labels_per_client=3", "heterogeneity.scanner=0.6",
@@ -40,13 +37,9 @@ def main() -> None:
     with watching(console) as told:
         config = load_config(None, [f"data.name={name}", *HOSPITALS])
         found = diagnose(config, args.folder, seeds=args.seeds, told=told)
-    write_json(args.folder / "diagnosis.json", found.plain())
-    write_page(args.folder / "diagnosis.html", diagnosis_page(found))
-    title = f"Ten hospitals on {name}: where accuracy goes"
-    draw_waterfall(falls(found), args.folder / "diagnosis.png", marks=marks(found), title=title)
-    for sentence in found.sentences:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{found.runs} runs as {found.programs} programs in {found.seconds:.0f} s; see {args.folder}")
+    write_diagnosis(found, args.folder, title=f"Ten hospitals on {name}: where accuracy goes")
+    print_diagnosis(console, found, args.folder)
+    console.print(f"{found.runs} runs as {found.programs} programs in {found.seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fedjax_sim.diagnose.cause import (
     changing,
     setting,
 )
-from fedjax_sim.diagnose.causes import CAUSES
+from fedjax_sim.diagnose.causes import CAUSES, causes_named
 from fedjax_sim.diagnose.diagnosis import diagnose
 from fedjax_sim.diagnose.found import Diagnosis, Interaction, Suspect, Tried
 from fedjax_sim.diagnose.game import Estimate
@@ -37,6 +37,7 @@ __all__ = [
     "Told",
     "Tried",
     "World",
+    "causes_named",
     "changing",
     "diagnose",
     "setting",

@@ -100,10 +100,8 @@ class _Examination:
         steps = planned(experiment.config, data)
         with lab.work("the run as it is, and in one place"):
             one_place = in_one_place(world, experiment, steps)
-            places = [one_place, *tuned(one_place, experiment.config.algorithm.learning_rate)]
             courses, same = lab.train([world, one_place], self.seeds)
-            best = self._chosen([places])[0]
-            top = lab.train([best], self.seeds)[0]
+            top = self._ceiling(world)
         lost = _difference(top, courses)
         stalls = lost.mean >= STALLS
         facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps)
@@ -115,6 +113,14 @@ class _Examination:
         players = self._players(candidates, gains, lost.mean)
         players, values = self._attributed(facts, candidates, players, gains)
         return self._concluded(facts, same, lost, candidates, gains, players, values, remedies)
+
+    def _ceiling(self, world: World) -> list[Course]:
+        """The same training in one place, with the best of some learning rates."""
+        experiment = self.lab.experiment(world)
+        steps = planned(experiment.config, experiment.phases[-1].data)
+        one_place = in_one_place(world, experiment, steps)
+        places = [one_place, *tuned(one_place, experiment.config.algorithm.learning_rate)]
+        return self.lab.train(self._chosen([places]), self.seeds)[0]
 
     # --- which causes matter -----------------------------------------------------------------------------------------
 
@@ -208,7 +214,8 @@ class _Examination:
                 return self._together(facts, [c for c in rest if c.cause.rank(facts) >= CONDITION])
             mended = self._worlds(facts.world, players, [frozenset(names)])[0]
             courses = self.lab.train([mended], self.seeds)[0]
-            if not rest or _difference(facts.pooled, courses).mean < STALLS:
+            higher = any(player.cause.lowers_ceiling for player in players)
+            if not rest or _difference(self._ceiling(mended) if higher else facts.pooled, courses).mean < STALLS:
                 return []
             ways = [self._possible(mended, c.removals) for c in rest]
             able = [c._replace(removals=way) for c, way in zip(rest, ways, strict=True) if way]

@@ -1,14 +1,17 @@
 """A diagnosis as a page, as tables, and as a picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from fedjax_sim.diagnose import Diagnosis, Estimate, Suspect, Tried
 from fedjax_sim.diagnose.found import HEALTHY
-from fedjax_sim.plots import Fall, waterfall
+from fedjax_sim.experiment.folder import write_json
+from fedjax_sim.plots import Fall, draw_waterfall, waterfall
 from fedjax_sim.plots.style import svg
 from fedjax_sim.report.figures import Figure, lines
-from fedjax_sim.report.page import Folded, Page, Section, render
-from fedjax_sim.report.tables import Table
+from fedjax_sim.report.page import Folded, Page, Section, render, write_page
+from fedjax_sim.report.tables import Table, printed
 from fedjax_sim.report.words import NONE
 
 SEEN = 0.0005  # accuracy from which on a step is worth a bar
@@ -90,6 +93,34 @@ def diagnosis_page(found: Diagnosis) -> str:
     ]  # fmt: skip
     mood = "" if found.verdict == HEALTHY else "warn"
     return render(Page(f"Diagnosis: {found.verdict}", found.title, mood, found.sentences, [], sections))
+
+
+def write_diagnosis(found: Diagnosis, folder: Path, *, title: str = "") -> None:
+    """Writes diagnosis.json, .html and .png into the folder, and remedy.toml where there is one."""
+    write_json(folder / "diagnosis.json", found.plain())
+    write_page(folder / "diagnosis.html", diagnosis_page(found))
+    draw_waterfall(falls(found), folder / "diagnosis.png", marks=marks(found), title=title or found.title)
+    if found.config:
+        (folder / "remedy.toml").write_text(found.config, encoding="utf-8")
+
+
+def print_diagnosis(console: Any, found: Diagnosis, folder: Path) -> None:
+    """The sentences, the tables, and where everything lies."""
+    told = [f"Run what helps with: fedjax-sim run {folder / 'remedy.toml'}"] if found.config else []
+    told.append(f"Written to {folder}: diagnosis.html, .json, .png")
+    console.print()
+    _say(console, found.sentences)
+    for table in (causes(found) if found.suspects else None, remedies(found), personal(found)):
+        if table is not None:
+            console.print()
+            printed(console, table)
+    console.print()
+    _say(console, told)
+
+
+def _say(console: Any, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def points(value: Estimate | None, sign: bool = False) -> str:

@@ -1,5 +1,7 @@
 """The causes that are looked for, one file each. A cause of one's own is another `Cause`, given to `diagnose`."""
 
+from collections.abc import Sequence
+
 from fedjax_sim.diagnose.cause import Cause
 from fedjax_sim.diagnose.causes.agreement import LABEL_DISAGREEMENT
 from fedjax_sim.diagnose.causes.balance import CLASS_IMBALANCE
@@ -17,6 +19,7 @@ from fedjax_sim.diagnose.causes.rule import AGGREGATION_RULE
 from fedjax_sim.diagnose.causes.senders import MALICIOUS_CLIENTS
 from fedjax_sim.diagnose.causes.sizes import QUANTITY_SKEW
 from fedjax_sim.diagnose.causes.steps import CLIENT_DRIFT
+from fedjax_sim.experiment.explain import look_up
 
 CAUSES: tuple[Cause, ...] = (
     LABEL_SKEW,
@@ -37,3 +40,13 @@ CAUSES: tuple[Cause, ...] = (
     AGGREGATION_RULE,
     DRIFT_OVER_TIME,
 )
+
+
+def causes_named(names: Sequence[str]) -> list[Cause]:
+    """The causes of these names, all if there are none.
+
+    Raises:
+      InputError: a name that no cause has.
+    """
+    known = {cause.name: cause for cause in CAUSES}
+    return [look_up("--cause", name, known) for name in names or known]
