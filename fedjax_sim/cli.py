@@ -255,13 +255,12 @@ def diagnose(
     cause: Annotated[
         list[str] | None, typer.Option("--cause", help="Look for this cause only, label_skew say; may be repeated.")
     ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where it is kept, and gone on with; in runs if left out.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where it is kept; one that has begun goes on.")] = None,
 ) -> None:
-    """Says why accuracy is what it is, in worlds that lack a suspected cause, and what helps. CONFIG may be a run's folder.
+    """Says why accuracy is what it is, by training worlds that lack a suspected cause, and what helps.
 
-    Writes diagnosis.json, .html, .png and remedy.toml."""
+    CONFIG may be the folder of a run. Writes diagnosis.json, .html, .png and remedy.toml.
+    """
     from fedjax_sim.core.devices import use_cpu_devices
     from fedjax_sim.experiment.config import load_config
 

@@ -25,6 +25,7 @@ from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Pro
 
 FILE = "worlds.jsonl"
 GROUND_BYTES, GROUNDS = 1e9, 4  # what federations that are on the device together may take, and how many they are
+LIGHT_BYTES = 5e7  # of federations that stay on the device while their program rests
 KEPT_BYTES = 1e9  # of worlds that are remembered as they were built
 ALONE = "alone"
 VARIED = ("learning_rate", "server_learning_rate", "mu")
@@ -172,6 +173,9 @@ class Laboratory:
                     progress.append(reached)
                     self.told(Told(self.stage, self.done, self.total, len(part), reached.rounds, program.rounds))
                 self._keep([(world, seed, _course(progress, i)) for i, (world, seed) in enumerate(part)])
+        if room * _bytes(self.experiment(runs[0][0])) > LIGHT_BYTES:
+            program.release()
+            del self.held[structure]
 
     def _program(self, structure: str, world: World, grounds: list[Ground]) -> Program:
         """The program of this structure, compiled when it first runs."""
@@ -223,7 +227,7 @@ class Laboratory:
             program.load([{**_traced(config, program.varied), SEED: seed} for seed in part])
             for reached in program:
                 self.told(Told(self.stage, first, len(seeds), len(part), reached.rounds, program.rounds))
-            states = jax.tree.map(np.asarray, program.states)
+            states = jax.tree.map(lambda x, seats=program.seats: np.asarray(x)[seats], program.states)
             found += [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(part))]
             self.trained += len(part)
         return found

@@ -202,6 +202,10 @@ class Program:
         data = together([ground.data for ground in self.grounds], self.rows)
         self.shared = replicate((data, tests), self.devices)
 
+    def release(self) -> None:
+        """The grounds leave the devices; `move` is needed before runs to come."""
+        self.shared = ()
+
     def load(self, trials: Sequence[Settings], where: Sequence[int] = (), rounds: int | None = None) -> None:
         """Begins runs.
 
@@ -211,12 +215,14 @@ class Program:
           rounds: instead of those of the configuration, where nothing in it depends on them.
         """
         self.rounds = rounds or self.experiment.config.training.rounds
-        self.count = len(trials)
-        more = self.slots - self.count
-        padded = [*trials, *[trials[-1]] * more]
-        places = [*where, *[where[-1]] * more] if where else [0] * self.slots
+        each, devices = self.slots // len(self.devices), len(self.devices)
+        self.seats = np.array([i % devices * each + i // devices for i in range(len(trials))])  # in turn to each device
+        taken = np.zeros(self.slots, np.int64)
+        taken[self.seats] = np.arange(len(trials))
+        padded = [trials[i] for i in taken]
+        places = [where[i] for i in taken] if where else [0] * self.slots
         self.seeds = [int(settings.get(SEED, self.experiment.config.training.seed)) for settings in padded]
-        self.active = np.arange(self.slots) < self.count
+        self.active = np.isin(np.arange(self.slots), self.seats)
         names = [path.removeprefix("algorithm.") for path in self.varied]
         values = {name: np.array([s[f"algorithm.{name}"] for s in padded], np.float32) for name in names}
         different = dict.fromkeys(self.seeds)
@@ -269,7 +275,7 @@ class Program:
         self.sent += np.where(self.active, found["sent"].astype(np.int64) @ np.array([2**16, 1]) + broadcast, 0)
         self.seconds = np.where(self.active, [each[-1] for each in clock], self.seconds)
         arrays = (found["accuracy"], found["loss"], found["train_loss"], self.sent, self.seconds)
-        return Progress(self.done, *(array[: self.count].copy() for array in arrays))
+        return Progress(self.done, *(array[self.seats] for array in arrays))
 
     def _downlink_bits(self) -> int:
         experiment = self.experiment
@@ -277,7 +283,7 @@ class Program:
 
     def drop(self, places: Sequence[int]) -> None:
         """Ends these runs, by their places among those that were loaded."""
-        self.active[list(places)] = False
+        self.active[self.seats[list(places)]] = False
 
     def __iter__(self) -> Iterator[Progress]:
         while self.done < self.rounds and self.active.any():

@@ -30,8 +30,9 @@ def _evidence(facts: Facts) -> list[str]:
     lost = [client for client, count in turns.items() if count > 2 and missed[client] == count]
     if lost:
         names = ", ".join(facts.experiment.data.name(client) for client in sorted(lost)[:5])
+        names += f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         share = facts.experiment.data.sizes[lost].sum() / max(facts.experiment.data.sizes.sum(), 1)
-        found.append(f"Never heard in time: {names}; {len(lost)} clients with {share:.0%} of the examples.")
+        found.append(f"Never heard in time: {names}, with {share:.0%} of the examples.")
     if stale := facts.mean("staleness"):
         found.append(f"Messages are {stale:.1f} rounds old on average.")
     return found
