@@ -15,7 +15,9 @@ def _removals(facts: Facts) -> list[Removal]:
     steps = float(facts.steps[facts.steps > 0].mean())
     # momentum starts afresh each round: a few steps are needed for it to be felt at all
     momentum = config.algorithm.momentum
-    fewest = max(1 if momentum == 0 else math.ceil(3 / (1 - momentum)), math.ceil(steps * training.rounds / ROUNDS))
+    fewest = max(
+        1 if momentum == 0 else math.ceil(3 / (1 - momentum) - 1e-9), math.ceil(steps * training.rounds / ROUNDS)
+    )
     if fewest > steps / 2 or config.algorithm.name in NORMALISED or training.adapt_steps != "none":
         return []
     times = round(steps / fewest)

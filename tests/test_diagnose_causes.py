@@ -1,0 +1,110 @@
+"""Causes one by one: what takes each away, and that it takes away nothing else."""
+
+import numpy as np
+import pytest
+
+from benchmarks.planted import CASES
+from fedjax_sim.data import describe
+from fedjax_sim.diagnose import CAUSES, World
+from fedjax_sim.diagnose.anchors import chance, in_one_place
+from fedjax_sim.diagnose.cause import Cause, Facts
+from fedjax_sim.diagnose.causes.privacy import CLIPPING, FAR, NOISE
+from fedjax_sim.diagnose.laboratory import Course
+from fedjax_sim.diagnose.remedies import possible
+from fedjax_sim.experiment.clock import planned
+from fedjax_sim.experiment.config import load_config
+
+BY_NAME = {cause.name: cause for cause in CAUSES}
+EMBEDDED = [case for case in CASES if "mnist" not in " ".join(case.settings)]
+POOR = Course([1, 2, 3], [0.1, 0.2, 0.3], [2.0] * 3, [2.0] * 3, 0, 0.0)  # rises, and fits badly
+
+
+def facts(*overrides: str) -> Facts:
+    world = World(load_config(None, overrides))
+    experiment = world.build()
+    steps = planned(experiment.config, experiment.data)
+    return Facts(world, experiment, describe(experiment.data), [], [POOR, POOR], [POOR, POOR], steps)
+
+
+def removed(cause: Cause, found: Facts, number: int = 0) -> World:
+    return cause.removals(found)[number].apply(found.world)
+
+
+@pytest.mark.parametrize("case", EMBEDDED, ids=lambda case: case.name)
+@pytest.mark.filterwarnings("ignore")  # that some settings guarantee nothing is what they are for
+def test_a_planted_cause_can_be_taken_away_and_remedies_can_be_built(case):
+    found = facts(*case.settings)
+    for name in case.planted:
+        ways = BY_NAME[name].removals(found)
+        assert ways, name
+        for way in ways:
+            world = way.apply(found.world)
+            assert world.key() != found.world.key()
+            world.build()
+        built = [possible(lambda world: world.build(), found.world, r) for r in BY_NAME[name].remedies(found)]
+        assert any(world is not None for world in built)
+        assert isinstance(BY_NAME[name].evidence(found), list)  # of a run without rows, too
+
+
+PRIVATE = ("model.name=logistic", "privacy.mechanism=gaussian", "privacy.epsilon=5.0", "privacy.clip_norm=0.5",
+           "training.sampling=poisson", "training.rounds=5")  # fmt: skip
+
+
+def test_noise_and_clipping_are_taken_away_one_by_one_or_both():
+    found = facts(*PRIVATE)
+    assert found.experiment.private is not None
+    quiet, unclipped = removed(NOISE, found), removed(CLIPPING, found)
+    assert quiet.config.privacy.clip_norm == 0.5
+    assert unclipped.config.privacy.clip_norm == 0.5 * FAR
+    made, noisy = quiet.build().private, unclipped.build().private
+    assert made is not None
+    assert noisy is not None
+    assert made.noise_multiplier < 1e-6
+    scale = found.experiment.private.noise_multiplier * 0.5
+    assert noisy.noise_multiplier * 0.5 * FAR == pytest.approx(scale)
+    both = [CLIPPING.removals(found)[0].apply(quiet), NOISE.removals(found)[0].apply(unclipped)]
+    assert [world.config.privacy.mechanism for world in both] == ["none", "none"]
+    assert both[0].key() == both[1].key()
+
+
+def test_without_drift_there_is_the_same_work_in_single_steps_with_the_same_cohorts():
+    found = facts("model.name=logistic", "training.local_steps=8", "training.rounds=10", "data.alpha=0.1")
+    world = removed(BY_NAME["client_drift"], found)
+    training = world.config.training
+    assert (training.local_steps, training.rounds, world.repeat) == (1, 80, 8)
+    sampler, before = world.build().sampler, found.experiment.sampler
+    for round in (0, 7, 8, 79):
+        np.testing.assert_array_equal(sampler.draw(3, round), before.draw(3, round // 8))
+    noisy = facts(*PRIVATE)
+    assert removed(BY_NAME["client_drift"], noisy).key() == noisy.world.key()  # more messages would be noised
+
+
+def test_momentum_needs_some_steps_to_be_felt():
+    found = facts("model.name=logistic", "training.local_steps=100", "training.rounds=10", "algorithm.momentum=0.9")
+    assert removed(BY_NAME["client_drift"], found).config.training.local_steps == 30
+
+
+def test_without_imbalance_there_are_as_many_examples():
+    found = facts("model.name=logistic", "heterogeneity.imbalance=0.05")
+    world = removed(BY_NAME["class_imbalance"], found)
+    data = world.build().data
+    assert int(data.offsets[-1]) == int(found.experiment.data.offsets[-1])
+    counts = np.bincount(data.examples["labels"])
+    assert counts.max() < 2 * counts.min()
+
+
+def test_everybody_takes_part_and_nobody_is_late():
+    slow = ("network.profiles=constant", "network.policy=deadline", "network.deadline_seconds=30.0")
+    found = facts("model.name=logistic", *slow)
+    assert removed(BY_NAME["rare_participation"], found).build().sampler.slots == 20
+    assert removed(BY_NAME["stragglers"], found).build().simulation is None
+
+
+def test_training_in_one_place_has_one_client_and_as_many_gradients():
+    found = facts(*PRIVATE, "compression.uplink=drive", "training.clients_per_round=5")
+    experiment = in_one_place(found.world, found.experiment, found.steps).build()
+    assert experiment.private is None
+    assert experiment.data.num_clients == 1
+    assert int(experiment.data.offsets[-1]) == int(found.experiment.data.offsets[-1])
+    assert planned(experiment.config, experiment.data).tolist() == [round(5 * found.steps.mean())]
+    assert chance(found.experiment) == pytest.approx(0.1, abs=0.02)
