@@ -89,6 +89,15 @@ def test_runs_that_are_not_swept_are_trained_by_themselves(tmp_path):
     assert course.accuracy == pytest.approx(tested, abs=3e-3)
 
 
+def test_a_run_that_diverges_by_itself_has_a_course_to_the_end(tmp_path):
+    broken = quick("heterogeneity.drift=concept", "heterogeneity.drift_round=6", "attack.name=nan_sender",
+                   "attack.fraction=0.5")  # fmt: skip
+    course = laboratory(tmp_path).train([World(broken)], [0])[0][0]
+    assert course.rounds == [3, 6, 9, 12]
+    assert course.accuracy == [0.0] * 4
+    assert course.loss == [None] * 4
+
+
 def test_a_course_ends_with_the_mean_of_its_last_fifth():
     course = Course(list(range(1, 11)), [*[0.1] * 8, 0.5, 0.7], [*[1.0] * 10], [*[2.0] * 9, 4.0], 0, 0.0)
     assert course.ended == pytest.approx(0.6)

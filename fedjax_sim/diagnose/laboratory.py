@@ -17,8 +17,9 @@ from fedjax_sim.attacks import DATA_ATTACKS
 from fedjax_sim.data import FederatedData
 from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment, continuous
-from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.config import Config, Training
 from fedjax_sim.experiment.drive import keeps_on_disk
+from fedjax_sim.experiment.folder import whole_lines
 from fedjax_sim.experiment.history import Row
 from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
@@ -198,15 +199,7 @@ class Laboratory:
         """Runs whose data change, or whose messages are stale, one by one."""
         for world, seed in runs:
             rows = self._rows(world.set({SEED: seed}))
-            tested = [row for row in rows if row["test_accuracy"] is not None]
-            self._keep([(world, seed, Course(
-                [row["round"] for row in tested],
-                [row["test_accuracy"] for row in tested],
-                [row["test_loss"] for row in tested],
-                [row["loss_before"] for row in tested],
-                sum(row["uplink_bits"] + row["downlink_bits"] for row in rows),
-                rows[-1].get("simulated_seconds") or 0.0,
-            ))])  # fmt: skip
+            self._keep([(world, seed, _told_by(rows, world.config.training))])
 
     def states(self, world: World, seeds: Sequence[int]) -> list[Any]:
         """What a federation remembers at the end, under each seed, on the host. Trained each time it is asked for.
@@ -249,8 +242,6 @@ class Laboratory:
         for step in loop.steps(lambda: False):
             rows += step.rows
             self.told(Told(self.stage, self.done, self.total, 1, len(rows), rounds))
-        if rows and rows[-1]["test_accuracy"] is None and step.status == "diverged":
-            rows[-1] |= {"test_accuracy": 0.0, "test_loss": None}
         return rows
 
     def _keep(self, results: list[tuple[World, int, Course]]) -> None:
@@ -323,21 +314,30 @@ def _course(progress: Sequence[Progress], place: int) -> Course:
     return Course(rounds, accuracy, loss, train_loss, sent, seconds)
 
 
+def _told_by(rows: list[Row], training: Training) -> Course:
+    """The course of a run by its rows. One that ended early, diverged say, stays as it was last tested."""
+    every = min(training.evaluate_every, training.rounds)
+    rounds = [*range(every, training.rounds, every), training.rounds]
+    tested = {row["round"]: row for row in rows if row["test_accuracy"] is not None}
+    values: list[tuple[float | None, ...]] = []
+    for number in rounds:
+        row = tested.get(number)
+        known = values[-1] if values else (0.0, None, None)
+        values.append(known if row is None else (row["test_accuracy"], row["test_loss"], row["loss_before"]))
+    accuracy, loss, train_loss = (list(each) for each in zip(*values, strict=True))
+    sent = sum(row["uplink_bits"] + row["downlink_bits"] for row in rows)
+    return Course(rounds, accuracy, loss, train_loss, sent, rows[-1].get("simulated_seconds") or 0.0)
+
+
 def _finite(value: Any) -> float | None:
     return float(f"{float(value):.7g}") if math.isfinite(value) else None
 
 
 def _read(path: Path) -> dict[str, Course]:
-    """Runs that are done; a last line cut off in the writing is left out, of the file too."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
+    """Runs that are done."""
     found = {}
     try:
-        for line in whole:
+        for line in whole_lines(path):
             tree = json.loads(line)
             name = tree.pop("run")
             found[name] = Course(**tree)

@@ -103,6 +103,17 @@ def study_folder(kind: str, config: Config) -> Path:
     return Path(config.output.folder) / f"{kind}_{config.algorithm.name}_{config.data.name}_{mark}"
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file, none where there is no such file; a last one cut off in the writing is taken off it."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole), encoding="utf-8")
+    return whole
+
+
 def environment(devices: list[Any], config: Config) -> dict[str, Any]:
     """What a run's numbers depend on beside its configuration."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import Config
-from fedjax_sim.experiment.folder import studied
+from fedjax_sim.experiment.folder import studied, whole_lines
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, grouped, state_bytes
 
 RESULTS = "sweep.jsonl"
@@ -127,15 +127,9 @@ def _finite(value: Any) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Done]:
-    """Results by their settings; a last line cut off in the writing is left out, of the file too."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
+    """Results by their settings."""
     try:
-        results = [Done(**json.loads(line)) for line in whole]
+        results = [Done(**json.loads(line)) for line in whole_lines(path)]
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: it holds no results of a sweep ({error}); give another folder") from None
     return {_key(result.settings): result for result in results}
