@@ -1,7 +1,8 @@
-"""How often a planted cause is found: `python -m benchmarks.diagnosis [--seeds 4] [--only TEXT] [--folder FOLDER]`.
+"""How often a planted cause is found: `python -m benchmarks.diagnosis [--seeds 5] [--only TEXT] [--folder FOLDER]`.
 
-Each case of `benchmarks.planted` has one known cause, or two, or none. The cases with even numbers are those on which
-thresholds were set; the figures that count are of the others. Cases on Fashion-MNIST and MNIST need FEDJAX_SIM_DATA.
+Each case of `benchmarks.planted` has one known cause, or two, or none. Thresholds were set on cases with even numbers;
+the figures that count are of the others, and of all with `--again`, which deals, splits and trains with other seeds.
+Cases on Fashion-MNIST and MNIST need FEDJAX_SIM_DATA. With `--cost`, what a diagnosis costs beside separate commands.
 """
 
 import argparse
@@ -21,21 +22,28 @@ from fedjax_sim.diagnose.found import NOISY
 from fedjax_sim.experiment.config import load_config
 
 NOTHING = "nothing"
+AGAIN = ("data.seed=1", "training.seed=100")
+STALLED = ("data.alpha=0.05",)  # what the embedded default is diagnosed with for its cost
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--again", action="store_true", help="with seeds that nothing was set on")
+    parser.add_argument("--cost", action="store_true", help="time one diagnosis and separate runs instead")
     parser.add_argument("--only", default="", help="part of the names of cases")
     parser.add_argument("--folder", type=Path, help="where diagnoses are kept, to go on with")
     args = parser.parse_args()
+    if args.cost:
+        return cost(args.seeds)
     use_cpu_devices()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
         folder, found = args.folder or Path(temporary), []
         for number, case in enumerate(CASES):
             if args.only in case.name and ("FEDJAX_SIM_DATA" in os.environ or "mnist" not in " ".join(case.settings)):
-                ranked = examine(case, folder / f"{number:02}", args.seeds)
+                case = case._replace(settings=(*case.settings, *(AGAIN if args.again else ())))
+                ranked = examine(case, folder / f"{number:02}{'again' * args.again}", args.seeds)
                 found.append((number, case, ranked))
     for half, name in ((0, "cases that thresholds were set on"), (1, "the other cases")):
         report(name, [(case, ranked) for number, case, ranked in found if number % 2 == half])
@@ -60,6 +68,25 @@ def examine(case: Case, folder: Path, seeds: int) -> list[str]:
           f"{result.programs} programs, {time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
     answer.write_text(json.dumps({"settings": case.settings, "ranked": ranked, **result.plain()}), encoding="utf-8")
     return ranked
+
+
+def cost(seeds: int) -> None:
+    """Seconds of a diagnosis as a command, and of as many commands as it has runs, each as long as the run itself."""
+    import subprocess
+
+    with tempfile.TemporaryDirectory() as folder:
+        given = [word for setting in STALLED for word in ("--set", setting)]
+        command = [sys.executable, "-m", "fedjax_sim"]
+        more = ["--seeds", str(seeds), "--no-remedies", "--folder", f"{folder}/diagnosis"]
+        took = []
+        for arguments in (["diagnose", *given, *more], *[["run", *given, "--set", f"output.folder={folder}"]] * 3):
+            began = time.perf_counter()
+            subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
+            took.append(time.perf_counter() - began)
+        found = json.loads((Path(folder) / "diagnosis" / "diagnosis.json").read_text(encoding="utf-8"))
+    together, alone = took[0], sorted(took[1:])[1]
+    print(f"{found['runs']} runs as {found['programs']} programs in {together:.0f} s; a run by itself {alone:.1f} s, "
+          f"as many {found['runs'] * alone:.0f} s: {found['runs'] * alone / together:.1f} times as long")  # fmt: skip
 
 
 def report(name: str, found: list[tuple[Case, list[str]]]) -> None:

@@ -183,6 +183,21 @@ def test_settings_that_do_not_go_together_are_no_way_out(tmp_path):
     assert diagnose(quick(), tmp_path, seeds=2, causes=[impossible], remedies=False).suspects == []
 
 
+def test_gradients_that_differ_may_do_no_harm(tmp_path):
+    """Wang et al. (2022): dissimilar gradients need not slow averaging down. One class a client, one step a round."""
+    config = load_config(None, ["model.name=logistic", "data.partition=labels_per_client", "data.labels_per_client=1",
+                                "data.clients=10", "training.sampling=all", "training.local_steps=1",
+                                "training.rounds=150", "training.evaluate_every=15", "training.batch_size=64",
+                                "algorithm.learning_rate=5.0"])  # fmt: skip
+    rows = laboratory(tmp_path / "lab").observed(World(config))
+    assert np.mean([row["gradient_diversity"] for row in rows]) > 5  # 1 where all updates agree
+    found = diagnose(config, tmp_path / "found", seeds=2)
+    assert found.verdict == "healthy"
+    assert found.label_divergence is not None
+    assert found.label_divergence > 0.4
+    assert "does no harm" in found.sentences[0]
+
+
 def test_every_cause_has_a_name_of_its_own():
     assert len({cause.name for cause in CAUSES}) == len({cause.title for cause in CAUSES}) == len(CAUSES)
 

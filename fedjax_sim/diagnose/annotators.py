@@ -1,8 +1,8 @@
 """Who reads labels otherwise than the others do, where the truth is not known.
 
-A reader is trained on the other clients' examples and reads each client's: by groups of clients, so that nobody's own
-reading enters. Of a client whose labels it contradicts far more often than it errs on the test set, the reader's labels
-are taken instead.
+A reader is trained on other clients' examples and reads a client's: by groups of clients, so that nobody's own reading
+enters. Clients whose labels it contradicts far more often than it errs on the test set are left out of what readers
+learn from, the worst first, until there are no more; their labels are then read by a reader of all the others'.
 """
 
 import warnings
@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_sim.data import FederatedData
 
 FOLDS, MOST, LOOKED, TESTED = 5, 5_000, 300, 2_000  # groups of clients; examples to learn from, of a client, of a test
+WORST = 0.7  # of the largest surplus of contradictions, from which on clients are left out together
 GAP, SIGMAS = 0.1, 3.0  # by how much more it must contradict, in share and in standard errors
 
 
@@ -27,34 +28,62 @@ def read(data: FederatedData, seed: int = 0) -> Reading | None:
     """Reads some of every client's examples, and all of the suspects'; None where there is no test set, or too few
     clients to be read by others."""
     holders = np.flatnonzero(data.sizes > 0)
-    if data.test is None or len(holders) < 2 or data.classes is None:
+    if data.test is None or len(holders) < 3 or data.classes is None:
         return None
     rng = np.random.default_rng([seed, 6])
-    inputs, labels = np.asarray(data.examples["inputs"]), np.asarray(data.examples["labels"]).astype(np.int64)
-    owner = np.repeat(np.arange(data.num_clients), data.sizes)
+    tested = rng.permutation(len(data.test["labels"]))[:TESTED]
+    test = _flat(data.test["inputs"][tested]), np.asarray(data.test["labels"])[tested]
+    suspects = np.zeros(0, np.int64)
+    while True:
+        found = _contradicted(data, test, holders, suspects, rng)
+        if found is None:
+            return None
+        contradicted, expected = found
+        error = np.sqrt(max(expected * (1 - expected), 0.01) / np.clip(data.sizes, 1, LOOKED))
+        over = np.where(data.sizes > 0, contradicted - expected, 0.0)
+        odd = (over > GAP) & (over > SIGMAS * error)
+        odd[suspects] = False
+        fresh = np.flatnonzero(odd & (over >= WORST * over[odd].max(initial=0.0)))
+        if len(fresh) == 0:
+            break
+        if 2 * (len(suspects) + len(fresh)) >= len(holders):  # who is odd where most are?
+            break
+        suspects = np.sort(np.concatenate([suspects, fresh]))
+    labels = np.asarray(data.examples["labels"]).astype(np.int64)
+    if len(suspects):
+        reader = _reader(*_learnt(data, np.setdiff1d(holders, suspects), rng))
+        for client in suspects:
+            rows = slice(int(data.offsets[client]), int(data.offsets[client + 1]))
+            labels[rows] = reader.predict(_flat(data.examples["inputs"][rows]))
+    return Reading(labels, contradicted, expected, suspects)
+
+
+def _contradicted(
+    data: FederatedData, test: Any, holders: np.ndarray, suspects: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float] | None:
+    """Which share of each client's labels readers contradict that learnt from neither it nor suspects, f64[N], and what
+    they have wrong on the test set; None where they would learn a single class."""
     fold = np.zeros(data.num_clients, np.int64)
     fold[holders] = rng.permutation(np.arange(len(holders)) % min(FOLDS, len(holders)))
-    tested = rng.permutation(len(data.test["labels"]))[:TESTED]
-    test_inputs, test_labels = _flat(data.test["inputs"][tested]), np.asarray(data.test["labels"])[tested]
-    readers, wrong, contradicted = {}, [], np.zeros(data.num_clients)
+    wrong, contradicted = [], np.zeros(data.num_clients)
     for number in np.unique(fold[holders]).tolist():
-        learnt = np.flatnonzero(fold[owner] != number)
-        learnt = rng.choice(learnt, MOST, replace=False) if len(learnt) > MOST else learnt
-        if len(np.unique(labels[learnt])) < 2:
+        inputs, labels = _learnt(data, np.setdiff1d(holders[fold[holders] != number], suspects), rng)
+        if len(np.unique(labels)) < 2:
             return None
-        reader = readers[number] = _reader(_flat(inputs[learnt]), labels[learnt])
-        wrong.append((reader.predict(test_inputs) != test_labels).mean())
+        reader = _reader(inputs, labels)
+        wrong.append((reader.predict(test[0]) != test[1]).mean())
         for client in holders[fold[holders] == number]:
             rows = int(data.offsets[client]) + rng.permutation(int(data.sizes[client]))[:LOOKED]
-            contradicted[client] = (reader.predict(_flat(inputs[rows])) != labels[rows]).mean()
-    expected = float(np.mean(wrong))
-    error = np.sqrt(max(expected * (1 - expected), 0.01) / np.clip(data.sizes, 1, LOOKED))
-    over = contradicted - expected
-    suspects = np.flatnonzero((over > GAP) & (over > SIGMAS * error))
-    for client in suspects:
-        rows = slice(int(data.offsets[client]), int(data.offsets[client + 1]))
-        labels[rows] = readers[int(fold[client])].predict(_flat(inputs[rows]))
-    return Reading(labels, contradicted, expected, suspects)
+            read = reader.predict(_flat(data.examples["inputs"][rows]))
+            contradicted[client] = (read != data.examples["labels"][rows]).mean()
+    return contradicted, float(np.mean(wrong))
+
+
+def _learnt(data: FederatedData, clients: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Examples of these clients to learn from, and their labels."""
+    rows = np.flatnonzero(np.isin(np.repeat(np.arange(data.num_clients), data.sizes), clients))
+    rows = rng.choice(rows, MOST, replace=False) if len(rows) > MOST else rows
+    return _flat(data.examples["inputs"][rows]), np.asarray(data.examples["labels"])[rows].astype(np.int64)
 
 
 def relabelled(data: FederatedData, reading: Reading) -> FederatedData:

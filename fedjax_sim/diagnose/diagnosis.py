@@ -115,12 +115,13 @@ class _Examination:
         return self._concluded(facts, same, lost, candidates, gains, players, values, remedies)
 
     def _ceiling(self, world: World) -> list[Course]:
-        """The same training in one place, with the best of some learning rates."""
+        """The same training in one place, with the best of some learning rates where that is better."""
         experiment = self.lab.experiment(world)
         steps = planned(experiment.config, experiment.phases[-1].data)
         one_place = in_one_place(world, experiment, steps)
         places = [one_place, *tuned(one_place, experiment.config.algorithm.learning_rate)]
-        return self.lab.train(self._chosen([places]), self.seeds)[0]
+        trained = self.lab.train([one_place, *self._chosen([places])], self.seeds)
+        return max(trained, key=lambda courses: np.mean([course.ended for course in courses]))
 
     # --- which causes matter -----------------------------------------------------------------------------------------
 
