@@ -60,6 +60,19 @@ def test_estimates_are_students_intervals():
     assert game.estimate([0.3]) == (0.3, -math.inf, math.inf)
 
 
+def test_moderated_intervals_hold_as_often_as_they_say_and_none_is_a_point():
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(400):
+        measured = {str(i): rng.normal(1.0, 0.5, 3).tolist() for i in range(7)}
+        held += [low <= 1.0 <= high for _, low, high in game.moderated(measured).values()]
+    assert 0.93 < np.mean(held) < 0.98
+    found = game.moderated({"a": [0.1, 0.1], "b": [0.0, 0.2], "c": [0.3, 0.1]})
+    assert found["a"].low < 0.1 < found["a"].high
+    assert found["a"].mean == pytest.approx(0.1)
+    assert game.moderated({}) == {}
+
+
 # --- other dealings --------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from fedjax_sim.diagnose.anchors import chance, in_one_place, tuned
 from fedjax_sim.diagnose.cause import CONDITION, Cause, Facts, Removal
 from fedjax_sim.diagnose.causes import CAUSES
 from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis, Interaction, Suspect
-from fedjax_sim.diagnose.game import Estimate, coalitions, dividends, estimate, shares
+from fedjax_sim.diagnose.game import Estimate, coalitions, dividends, estimate, moderated, shares
 from fedjax_sim.diagnose.laboratory import Course, Laboratory, Told
 from fedjax_sim.diagnose.treat import treat
 from fedjax_sim.diagnose.words import sentences, title
@@ -29,6 +29,7 @@ STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stall
 AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 PLAYERS = 4  # causes at most whose interactions are worked out
 TREATED = 3  # causes that remedies are tried against, the costliest first
+SEEDS = 2**32  # how many there are
 TUNING = 7919  # added to the seed under which alternatives are chosen, which no reported figure is from
 
 
@@ -90,7 +91,7 @@ class _Examination:
     def __init__(self, lab: Laboratory, world: World, seeds: int, causes: Sequence[Cause], rows: list[Row] | None):
         first = world.config.training.seed
         self.lab, self.world, self.causes, self.rows = lab, world, causes, rows
-        self.seeds, self.tuning = [first + i for i in range(seeds)], [first + TUNING]
+        self.seeds, self.tuning = [(first + i) % SEEDS for i in range(seeds)], [(first + TUNING) % SEEDS]
 
     def examine(self, remedies: bool) -> Diagnosis:
         """The whole diagnosis."""
@@ -165,8 +166,7 @@ class _Examination:
         with self.lab.work("without each cause"):
             worlds = [candidate.best.apply(facts.world) for candidate in candidates]
             trained = self.lab.train(worlds, self.seeds)
-        return {candidate.cause.name: _difference(courses, facts.courses)
-                for candidate, courses in zip(candidates, trained, strict=True)}  # fmt: skip
+        return _differences(candidates, trained, facts.courses)
 
     def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate], lost: float) -> list[Candidate]:
         """Causes whose removal gains something that is not chance. Of a run that stalls, small gains count, too, where
@@ -222,9 +222,7 @@ class _Examination:
             able = [c._replace(removals=way) for c, way in zip(rest, ways, strict=True) if way]
             able = self._with_best(mended, able)
             trained = self.lab.train([c.best.apply(mended) for c in able], self.seeds)
-        gains = [_difference(without, courses) for without in trained]
-        found = [(c, g) for c, g in zip(able, gains, strict=True) if g.mean >= MATTERS and g.low > 0]
-        return [c for c, _ in sorted(found, key=lambda pair: -pair[1].mean)]
+        return _sure(able, _differences(able, trained, courses))
 
     def _together(self, facts: Facts, candidates: list[Candidate]) -> list[Candidate]:
         """Causes of which each is enough: only without all of them anything is gained."""
@@ -233,9 +231,9 @@ class _Examination:
             return []
         back = [every, *(every - {c.cause.name} for c in candidates)]
         without, *trained = self.lab.train(self._worlds(facts.world, candidates, back), self.seeds)
-        costs = [_difference(without, courses) for courses in trained]
-        found = [(c, cost) for c, cost in zip(candidates, costs, strict=True) if cost.mean >= MATTERS and cost.low > 0]
-        return [c for c, _ in sorted(found, key=lambda pair: -pair[1].mean)]
+        costs = {c.cause.name: [a.ended - b.ended for a, b in zip(without, courses, strict=True)]
+                 for c, courses in zip(candidates, trained, strict=True)}  # fmt: skip
+        return _sure(candidates, moderated(costs))
 
     def _worlds(self, world: World, players: list[Candidate], subsets: list[frozenset[str]]) -> list[World]:
         """The worlds without these causes. Where a cause may be taken away in several ways, which one is best depends
@@ -280,18 +278,19 @@ class _Examination:
         by_seed = [{left: float(cost[i]) for left, cost in costs.items()} for i in range(len(self.seeds))]
         each = [shares(worth, ranks.__getitem__) for worth in by_seed] if every else []
         part = {name: np.array([share[name] for share in each]) for name in every}
+        sure = moderated({name: values.tolist() for name, values in part.items()})
+        added = moderated({name: costs[frozenset([name])].tolist() for name in every})
         order = sorted(every, key=lambda name: -part[name].mean())
         order += sorted((c.cause.name for c in candidates if c.cause.name not in every), key=lambda n: -gains[n].mean)
         of = {candidate.cause.name: candidate for candidate in candidates}
         suspects = []
         for place, name in enumerate(order):
             matters, after = name in every, order[place + 1] if place + 1 < len(order) else None
-            tied = matters and after in every and estimate((part[name] - part[after]).tolist()).low <= 0
-            tied = tied and after is not None and min(estimate(part[n].tolist()).low for n in (name, after)) > 0
+            tied = matters and after is not None and after in every and min(sure[name].low, sure[after].low) > 0
+            tied = tied and moderated({**part, "gap": part[name] - part[after]})["gap"].low <= 0
             suspects.append(Suspect(
                 name, of[name].cause.title, of[name].best.name, gains[name],
-                estimate(costs[frozenset([name])].tolist()) if matters else None,
-                estimate(part[name].tolist()) if matters else None, tied,
+                added[name] if matters else None, sure[name] if matters else None, tied,
                 of[name].cause.evidence(facts) if facts.rows else [],
             ))  # fmt: skip
         interactions = []
@@ -350,6 +349,21 @@ def _stalls(facts: Facts) -> bool:
 def _difference(better: Sequence[Course], worse: Sequence[Course]) -> Estimate:
     """Paired by seed."""
     return estimate([a.ended - b.ended for a, b in zip(better, worse, strict=True)])
+
+
+def _differences(
+    candidates: Sequence[Candidate], better: Sequence[Sequence[Course]], worse: Sequence[Course]
+) -> dict[str, Estimate]:
+    """Of each candidate's world, paired by seed."""
+    gains = {c.cause.name: [a.ended - b.ended for a, b in zip(courses, worse, strict=True)]
+             for c, courses in zip(candidates, better, strict=True)}  # fmt: skip
+    return moderated(gains)
+
+
+def _sure(candidates: Sequence[Candidate], gains: Mapping[str, Estimate]) -> list[Candidate]:
+    """Those that gain something that is not chance, the largest gain first."""
+    found = [c for c in candidates if gains[c.cause.name].mean >= MATTERS and gains[c.cause.name].low > 0]
+    return sorted(found, key=lambda c: -gains[c.cause.name].mean)
 
 
 def _ended(courses: Sequence[Course]) -> Estimate:

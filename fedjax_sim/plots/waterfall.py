@@ -5,6 +5,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedjax_sim.plots.style import BLUE, GREY, ORANGE, new_figure
 
 LINE = 30  # letters of a name in a line
@@ -40,9 +42,9 @@ def waterfall(falls: Sequence[Fall], *, marks: Mapping[str, float], title: str =
             axis.barh(place, fall.end - fall.start, left=fall.start, color=color, height=0.62)
             text, at = f"{100 * (fall.end - fall.start):+.1f}".replace("-", "\N{MINUS SIGN}"), max(fall.start, fall.end)
             if fall.low is not None and fall.high is not None:  # of the length, drawn at its end
-                ends = sorted((fall.start - fall.low, fall.start - fall.high))
-                axis.plot([max(ends[0], left), ends[1]], [place, place], color="#222222", linewidth=1.2)
-                at = max(at, ends[1])
+                ends = np.clip(sorted((fall.start - fall.low, fall.start - fall.high)), left, highest + 0.05 * room)
+                axis.plot(ends, [place, place], color="#222222", linewidth=1.2)
+                at = max(at, float(ends[1]))
         if place + 1 < len(falls):
             axis.plot([fall.end, fall.end], [place, place + 1], color=GREY, linewidth=0.7, linestyle=":", zorder=0)
         axis.text(at + 0.012 * (right - left), place, text, va="center", fontsize=9)

@@ -6,6 +6,7 @@ from fedjax_sim.diagnose.cause import EXTREME, HABIT, Cause, Facts, Remedy, Remo
 from fedjax_sim.diagnose.remedies import drift_corrections, fewer_steps, server_optimizers, tuned_rates
 
 PASSES = 5  # over a client's examples in a round, beyond which there are too many by custom
+STEPS = 150  # likewise, where they are asked for by number
 ROUNDS = 2000  # at most, of the world without drift
 NORMALISED = ("fedadam", "fedyogi", "fedadagrad", "signsgd", "fedexp", "fedsgd")  # whose steps a round bounds
 
@@ -48,7 +49,7 @@ def _passes(facts: Facts) -> float:
 
 
 def _rank(facts: Facts) -> int:
-    return EXTREME if _passes(facts) > PASSES else HABIT
+    return EXTREME if _passes(facts) > PASSES or (facts.config.training.local_steps or 0) >= STEPS else HABIT
 
 
 def _evidence(facts: Facts) -> list[str]:
