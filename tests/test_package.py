@@ -236,6 +236,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "diagnose.causes",
             "diagnose.game",
             "diagnose.found",
+            "diagnose.attribution",
             "diagnose.words",
             "diagnose.anchors",
             "diagnose.personal",

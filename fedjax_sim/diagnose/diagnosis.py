@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,10 +11,24 @@ import numpy as np
 from fedjax_sim._validate import InputError
 from fedjax_sim.data import FederatedData, describe
 from fedjax_sim.diagnose.anchors import chance, in_one_place, tuned
+from fedjax_sim.diagnose.attribution import (
+    AVERAGED,
+    LITTLE,
+    MATTERS,
+    STALLS,
+    Candidate,
+    attribute,
+    curve,
+    difference,
+    differences,
+    ended,
+    sure,
+    verdict,
+)
 from fedjax_sim.diagnose.cause import CONDITION, Cause, Facts, Removal
 from fedjax_sim.diagnose.causes import CAUSES
-from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis, Interaction, Suspect
-from fedjax_sim.diagnose.game import Estimate, coalitions, dividends, estimate, moderated, shares
+from fedjax_sim.diagnose.found import Diagnosis
+from fedjax_sim.diagnose.game import Estimate, coalitions
 from fedjax_sim.diagnose.laboratory import Course, Laboratory, Told
 from fedjax_sim.diagnose.treat import treat
 from fedjax_sim.diagnose.words import sentences, title
@@ -25,20 +39,10 @@ from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.history import Row
 
-STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
-AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 PLAYERS = 4  # causes at most whose interactions are worked out
 TREATED = 3  # causes that remedies are tried against, the costliest first
 SEEDS = 2**32  # how many there are
 TUNING = 7919  # added to the seed under which alternatives are chosen, which no reported figure is from
-
-
-class Candidate(NamedTuple):
-    """A cause that may be at work, and the best way to take it away."""
-
-    cause: Cause
-    removals: list[Removal]
-    best: Removal
 
 
 def diagnose(
@@ -103,7 +107,7 @@ class _Examination:
             one_place = in_one_place(world, experiment, steps)
             courses, same = lab.train([world, one_place], self.seeds)
             top = self._ceiling(world)
-        lost = _difference(top, courses)
+        lost = difference(top, courses)
         stalls = lost.mean >= STALLS
         facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps)
         if self.rows is None and stalls:
@@ -166,7 +170,7 @@ class _Examination:
         with self.lab.work("without each cause"):
             worlds = [candidate.best.apply(facts.world) for candidate in candidates]
             trained = self.lab.train(worlds, self.seeds)
-        return _differences(candidates, trained, facts.courses)
+        return differences(candidates, trained, [facts.courses] * len(candidates))
 
     def _players(self, candidates: list[Candidate], gains: Mapping[str, Estimate], lost: float) -> list[Candidate]:
         """Causes whose removal gains something that is not chance. Of a run that stalls, small gains count, too, where
@@ -177,11 +181,11 @@ class _Examination:
             *([(LITTLE, True)] if stalls else []),
             *([(MATTERS, False)] if lost >= AVERAGED else []),
         ]
-        for least, sure in ways:
+        for least, certain in ways:
             # at the ceiling of its budget, a run is only said to be unfinished where that is as much as a stall
             needed = {"too_few_rounds": least if stalls else STALLS}
             found = [c for c in candidates if gains[c.cause.name].mean >= needed.get(c.cause.name, least)
-                     and (gains[c.cause.name].low > 0 or not sure)]  # fmt: skip
+                     and (gains[c.cause.name].low > 0 or not certain)]  # fmt: skip
             if found:
                 return found
         return []
@@ -216,13 +220,13 @@ class _Examination:
             mended = self._worlds(facts.world, players, [frozenset(names)])[0]
             courses = self.lab.train([mended], self.seeds)[0]
             higher = any(player.cause.lowers_ceiling for player in players)
-            if not rest or _difference(self._ceiling(mended) if higher else facts.pooled, courses).mean < STALLS:
+            if not rest or difference(self._ceiling(mended) if higher else facts.pooled, courses).mean < STALLS:
                 return []
             ways = [self._possible(mended, c.removals) for c in rest]
             able = [c._replace(removals=way) for c, way in zip(rest, ways, strict=True) if way]
             able = self._with_best(mended, able)
             trained = self.lab.train([c.best.apply(mended) for c in able], self.seeds)
-        return _sure(able, _differences(able, trained, courses))
+        return sure(able, differences(able, trained, [courses] * len(able)))
 
     def _together(self, facts: Facts, candidates: list[Candidate]) -> list[Candidate]:
         """Causes of which each is enough: only without all of them anything is gained."""
@@ -231,9 +235,7 @@ class _Examination:
             return []
         back = [every, *(every - {c.cause.name} for c in candidates)]
         without, *trained = self.lab.train(self._worlds(facts.world, candidates, back), self.seeds)
-        costs = {c.cause.name: [a.ended - b.ended for a, b in zip(without, courses, strict=True)]
-                 for c, courses in zip(candidates, trained, strict=True)}  # fmt: skip
-        return _sure(candidates, moderated(costs))
+        return sure(candidates, differences(candidates, [without] * len(candidates), trained))
 
     def _worlds(self, world: World, players: list[Candidate], subsets: list[frozenset[str]]) -> list[World]:
         """The worlds without these causes. Where a cause may be taken away in several ways, which one is best depends
@@ -271,65 +273,28 @@ class _Examination:
         remedies: bool,
     ) -> Diagnosis:  # fmt: skip
         every = frozenset(player.cause.name for player in players)
-        ranks = {player.cause.name: player.cause.rank(facts) for player in players}
-        ended = {every - gone: np.array([course.ended for course in courses]) for gone, courses in values.items()}
-        whole = ended[frozenset()]  # by what is left: of nothing
-        costs = {left: whole - value for left, value in ended.items()}
-        by_seed = [{left: float(cost[i]) for left, cost in costs.items()} for i in range(len(self.seeds))]
-        each = [shares(worth, ranks.__getitem__) for worth in by_seed] if every else []
-        part = {name: np.array([share[name] for share in each]) for name in every}
-        sure = moderated({name: values.tolist() for name, values in part.items()})
-        added = moderated({name: costs[frozenset([name])].tolist() for name in every})
-        order = sorted(every, key=lambda name: -part[name].mean())
-        order += sorted((c.cause.name for c in candidates if c.cause.name not in every), key=lambda n: -gains[n].mean)
-        of = {candidate.cause.name: candidate for candidate in candidates}
-        suspects = []
-        for place, name in enumerate(order):
-            matters, after = name in every, order[place + 1] if place + 1 < len(order) else None
-            tied = matters and after is not None and after in every and min(sure[name].low, sure[after].low) > 0
-            tied = tied and moderated({**part, "gap": part[name] - part[after]})["gap"].low <= 0
-            suspects.append(Suspect(
-                name, of[name].cause.title, of[name].best.name, gains[name],
-                added[name] if matters else None, sure[name] if matters else None, tied,
-                of[name].cause.evidence(facts) if facts.rows else [],
-            ))  # fmt: skip
-        interactions = []
-        divided = [dividends(worth) for worth in by_seed] if every else []
-        for left in costs:
-            if len(left) > 1:
-                value = estimate([d[left] for d in divided])
-                if abs(value.mean) >= LITTLE and (value.low > 0 or value.high < 0):
-                    interactions.append(Interaction(tuple(sorted(left)), value))
+        suspects, interactions = attribute(
+            candidates, gains, {gone: [course.ended for course in courses] for gone, courses in values.items()},
+            lambda cause: cause.rank(facts), lambda cause: cause.evidence(facts) if facts.rows else [],
+        )  # fmt: skip
         mended = values[every]
         draft = Diagnosis(
-            verdict=self._verdict(lost, suspects), sentences=[],
-            title=title(facts.config), seeds=self.seeds, run=_ended(facts.courses), pooled=_ended(same),
-            ceiling=_ended(facts.pooled), chance=chance(facts.experiment),
+            verdict=verdict(lost, suspects), sentences=[],
+            title=title(facts.config), seeds=self.seeds, run=ended(facts.courses), pooled=ended(same),
+            ceiling=ended(facts.pooled), chance=chance(facts.experiment),
             label_divergence=_beyond_chance(facts), lost=lost,
-            mended=_ended(mended) if every else None,
-            unexplained=_difference(facts.pooled, mended) if every else None, suspects=suspects,
-            interactions=sorted(interactions, key=lambda i: -abs(i.points.mean)),
-            remedies=[], pair=None, personal=[], config="",
-            curves={"the run": _curve(facts.courses), "in one place": _curve(facts.pooled),
-                    **({"without the causes": _curve(mended)} if every else {})},
+            mended=ended(mended) if every else None,
+            unexplained=difference(facts.pooled, mended) if every else None, suspects=suspects,
+            interactions=interactions, remedies=[], pair=None, personal=[], config="",
+            curves={"the run": curve(facts.courses), "in one place": curve(facts.pooled),
+                    **({"without the causes": curve(mended)} if every else {})},
             runs=0, programs=0, seconds=0.0,
         )  # fmt: skip
-        if remedies and order and every:
-            causes = [of[name].cause for name in order if name in every][:TREATED]
+        if remedies and every:
+            by_name = {candidate.cause.name: candidate.cause for candidate in candidates}
+            causes = [by_name[suspect.name] for suspect in suspects if suspect.share is not None][:TREATED]
             draft = treat(self.lab, facts, draft, causes, self.seeds, self.tuning)
         return draft._replace(sentences=sentences(draft))
-
-    def _verdict(self, lost: Estimate, suspects: list[Suspect]) -> str:
-        found = [suspect for suspect in suspects if suspect.share is not None]
-        if any(suspect.counts for suspect in found):
-            return UNFINISHED if found[0].name == "too_few_rounds" else STALLED
-        if found:
-            return NOISY
-        if lost.mean < STALLS:
-            return HEALTHY
-        if lost.low <= 0 or any(suspect.alone.mean >= MATTERS for suspect in suspects):
-            return NOISY
-        return HEALTHY if lost.mean < AVERAGED else STALLED  # nothing is gained without any cause
 
 
 NOTHING = Removal("as it is", lambda world: world)
@@ -343,34 +308,4 @@ def _beyond_chance(facts: Facts) -> float | None:
 
 
 def _stalls(facts: Facts) -> bool:
-    return _difference(facts.pooled, facts.courses).mean >= STALLS
-
-
-def _difference(better: Sequence[Course], worse: Sequence[Course]) -> Estimate:
-    """Paired by seed."""
-    return estimate([a.ended - b.ended for a, b in zip(better, worse, strict=True)])
-
-
-def _differences(
-    candidates: Sequence[Candidate], better: Sequence[Sequence[Course]], worse: Sequence[Course]
-) -> dict[str, Estimate]:
-    """Of each candidate's world, paired by seed."""
-    gains = {c.cause.name: [a.ended - b.ended for a, b in zip(courses, worse, strict=True)]
-             for c, courses in zip(candidates, better, strict=True)}  # fmt: skip
-    return moderated(gains)
-
-
-def _sure(candidates: Sequence[Candidate], gains: Mapping[str, Estimate]) -> list[Candidate]:
-    """Those that gain something that is not chance, the largest gain first."""
-    found = [c for c in candidates if gains[c.cause.name].mean >= MATTERS and gains[c.cause.name].low > 0]
-    return sorted(found, key=lambda c: -gains[c.cause.name].mean)
-
-
-def _ended(courses: Sequence[Course]) -> Estimate:
-    return estimate([course.ended for course in courses])
-
-
-def _curve(courses: Sequence[Course]) -> list[list[float]]:
-    """Rounds, and the mean accuracy after them."""
-    mean = np.mean([[a or 0.0 for a in course.accuracy] for course in courses], axis=0)
-    return [[float(r), float(a)] for r, a in zip(courses[0].rounds, mean, strict=True)]
+    return difference(facts.pooled, facts.courses).mean >= STALLS

@@ -219,8 +219,8 @@ class Program:
         self.seats = np.array([i % devices * each + i // devices for i in range(len(trials))])  # in turn to each device
         taken = np.zeros(self.slots, np.int64)
         taken[self.seats] = np.arange(len(trials))
-        padded = [trials[i] for i in taken]
-        places = [where[i] for i in taken] if where else [0] * self.slots
+        padded = [trials[i] for i in taken.tolist()]
+        places = [where[i] for i in taken.tolist()] if where else [0] * self.slots
         self.seeds = [int(settings.get(SEED, self.experiment.config.training.seed)) for settings in padded]
         self.active = np.isin(np.arange(self.slots), self.seats)
         names = [path.removeprefix("algorithm.") for path in self.varied]
