@@ -78,6 +78,17 @@ def test_what_is_known_is_not_trained_again_and_a_torn_line_is_left_out(tmp_path
     one_line(error, FILE, "another folder")
 
 
+def test_runs_on_other_data_are_other_runs(tmp_path):
+    dataset = SOURCES["digits"]()
+    rows = np.random.default_rng(0).permutation(len(dataset.train["labels"]))
+    first, other = (federate(dataset, np.array_split(rows[:kept], 6)) for kept in (len(rows), 60))
+    world = World(quick())
+    found = [Laboratory(tmp_path, jax.local_devices()[:1], data=data).train([world], [0])[0][0].ended
+             for data in (first, other, first)]  # fmt: skip
+    assert found[0] == found[2] > found[1] + 0.05
+    assert len((tmp_path / FILE).read_text().splitlines()) == 2
+
+
 def test_runs_that_are_not_swept_are_trained_by_themselves(tmp_path):
     world = World(quick("heterogeneity.drift=concept", "heterogeneity.drift_round=6", "training.rounds=6"))
     lab = laboratory(tmp_path)
@@ -202,6 +213,11 @@ def test_every_cause_has_a_name_of_its_own():
     assert len({cause.name for cause in CAUSES}) == len({cause.title for cause in CAUSES}) == len(CAUSES)
 
 
+def digits_in_six():
+    dataset = SOURCES["digits"]()
+    return federate(dataset, np.array_split(np.arange(len(dataset.train["labels"])), 6))
+
+
 # --- bad input, and the command --------------------------------------------------------------------------------------
 
 
@@ -213,6 +229,9 @@ def test_bad_input(tmp_path):
     with pytest.raises(fs.InputError) as error:
         diagnose(quick("data.seed=1"), tmp_path / "used", seeds=2)
     one_line(error, "another configuration")
+    with pytest.raises(fs.InputError) as error:
+        diagnose(World(quick()).build(data=digits_in_six()), tmp_path / "given", seeds=2)
+    one_line(error, "data:", "give them")
     with pytest.raises(fs.InputError) as error:
         diagnose(quick("algorithm.name=nonsense"), tmp_path / "new", seeds=2)
     one_line(error, "algorithm.name", "nonsense")

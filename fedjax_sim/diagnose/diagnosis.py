@@ -36,6 +36,7 @@ from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.federation import GIVEN
 from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.history import Row
 
@@ -77,12 +78,14 @@ def diagnose(
       Everything that was found, as plain data.
 
     Raises:
-      InputError: fewer than 2 seeds, a configuration that cannot be built, no test set, or a folder with runs of
-      another diagnosis.
+      InputError: fewer than 2 seeds, a configuration that cannot be built, no data where those of the experiment were
+      given, no test set, or a folder with runs of another diagnosis.
     """
     config = experiment.config if isinstance(experiment, Experiment) else experiment
     if seeds < 2:
         raise InputError(f"seeds: {seeds} tells nothing of chance; give 2 or more, 5 say")
+    if config.data.partition == GIVEN and data is None:
+        raise InputError("data: missing, and the experiment was built on data of its own; give them")
     folder, began = Path(folder), time.perf_counter()
     with studied(folder, config):
         lab = Laboratory(folder, devices or jax.local_devices(), data=data, told=told)
@@ -110,13 +113,13 @@ class _Examination:
         lost = difference(top, courses)
         stalls = lost.mean >= STALLS
         facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps)
-        if self.rows is None and stalls:
-            with lab.work("the run, watched"):
-                facts = facts._replace(rows=lab.observed(world))
         candidates = self._candidates(facts, stalls)
         gains = self._screened(facts, candidates)
         players = self._players(candidates, gains, lost.mean)
         players, values = self._attributed(facts, candidates, players, gains)
+        if self.rows is None and (stalls or players):
+            with lab.work("the run, watched"):
+                facts = facts._replace(rows=lab.observed(world))
         return self._concluded(facts, same, lost, candidates, gains, players, values, remedies)
 
     def _ceiling(self, world: World) -> list[Course]:

@@ -1,5 +1,6 @@
 """Trains worlds: those that share a structure as one compiled program, each over several seeds, none twice."""
 
+import hashlib
 import json
 import math
 import time
@@ -93,6 +94,7 @@ class Laboratory:
           told: who watches.
         """
         self.folder, self.devices, self.data, self.told, self.stage = folder, devices, data, told, ""
+        self.mark = "" if data is None else f"{_fingerprint(data)} "  # of the data that runs in the file were on
         self.known = _read(folder / FILE)
         self.trained, self.rounds, self.compiled, self.seconds = 0, 0, 0, 0.0  # of this process
         self.programs: dict[str, Program] = {}
@@ -138,7 +140,7 @@ class Laboratory:
         """
         keys = [world.key() for world in worlds]
         missing = {(key, seed): world for key, world in zip(keys, worlds, strict=True) for seed in seeds
-                   if _line(key, seed) not in self.known}  # fmt: skip
+                   if self._line(key, seed) not in self.known}  # fmt: skip
         began, self.total, self.done = time.perf_counter(), len(missing), 0
         groups: dict[str, list[tuple[World, int]]] = {}
         for (_, seed), world in missing.items():
@@ -147,7 +149,7 @@ class Laboratory:
             train = self._alone if structure == ALONE else self._as_one
             train(structure, runs)
         self.seconds += time.perf_counter() - began
-        return [[self.known[_line(key, seed)] for seed in seeds] for key in keys]
+        return [[self.known[self._line(key, seed)] for seed in seeds] for key in keys]
 
     def _as_one(self, structure: str, runs: list[tuple[World, int]]) -> None:
         grounds: dict[str, Ground] = {}
@@ -244,8 +246,11 @@ class Laboratory:
             self.told(Told(self.stage, self.done, self.total, 1, len(rows), rounds))
         return rows
 
+    def _line(self, key: str, seed: int) -> str:
+        return f"{self.mark}{seed} {key}"
+
     def _keep(self, results: list[tuple[World, int, Course]]) -> None:
-        lines = {_line(world.key(), seed): course for world, seed, course in results}
+        lines = {self._line(world.key(), seed): course for world, seed, course in results}
         with open(self.folder / FILE, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({"run": line, **course._asdict()}) + "\n" for line, course in lines.items())
         self.known |= lines
@@ -301,8 +306,14 @@ def _bytes(experiment: Experiment) -> int:
     return 1 + sum(array.nbytes for array in experiment.data.examples.values())
 
 
-def _line(key: str, seed: int) -> str:
-    return f"{seed} {key}"
+def _fingerprint(data: FederatedData) -> str:
+    """Equal for equal data."""
+    parts = hashlib.sha256()
+    for examples in (data.examples, data.test or {}, {"offsets": data.offsets}):
+        for field, array in sorted(examples.items()):
+            parts.update(f"{field} {array.dtype} {array.shape} ".encode())
+            parts.update(np.ascontiguousarray(array).data)
+    return parts.hexdigest()[:16]
 
 
 def _course(progress: Sequence[Progress], place: int) -> Course:
