@@ -12,6 +12,7 @@ from runs import QUICK, commands
 
 from fedjax_sim import InputError
 from fedjax_sim.experiment import checkpoint
+from fedjax_sim.experiment.checkpoint import Saved
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.folder import locked
 from fedjax_sim.experiment.history import read_history
@@ -169,3 +170,12 @@ def test_a_run_folder_is_repeated_under_another_name(tmp_path: Path) -> None:
     assert again.folder != first.folder
     rows, _, _ = left(Path(again.folder))
     assert rows == left(Path(first.folder))[0]
+
+
+def test_what_a_first_checkpoint_left_when_it_was_killed_is_taken_away(tmp_path: Path) -> None:
+    saved = Saved({"w": np.ones(3)}, {"w": np.ones(3)}, np.int32(1), np.int32(-1), np.zeros(0, bool))
+    torn = tmp_path / checkpoint.FOLDER / "3.orbax-checkpoint-tmp"
+    torn.mkdir(parents=True)
+    (torn / "part").write_text("half")
+    checkpoint.save(tmp_path, 3, saved)
+    assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["3"]

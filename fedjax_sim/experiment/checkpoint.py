@@ -30,6 +30,10 @@ def save(folder: Path, done: int, saved: Saved) -> None:
     import orbax.checkpoint as ocp
 
     place = (folder / FOLDER).absolute()
+    if place.is_dir():
+        for path in place.iterdir():
+            if not path.name.isdecimal():  # killed in the writing
+                shutil.rmtree(path)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(place / str(done), _arrays(saved), force=True)
     for old in sorted(rounds_saved(folder))[:-KEPT]:
@@ -51,9 +55,6 @@ def restore(folder: Path, done: int, like: Saved) -> Saved:
     import orbax.checkpoint as ocp
 
     place = (folder / FOLDER).absolute()
-    for path in place.iterdir():
-        if not path.name.isdecimal():  # killed in the writing
-            shutil.rmtree(path)
     leaves, structure = jax.tree.flatten(like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
