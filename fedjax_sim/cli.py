@@ -257,10 +257,9 @@ def diagnose(
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where it is kept; one that has begun goes on.")] = None,
 ) -> None:
-    """Says why accuracy is what it is, by training worlds that lack a suspected cause, and what helps.
+    """Says why accuracy is what it is and what helps, from worlds that lack a suspected cause.
 
-    CONFIG may be the folder of a run. Writes diagnosis.json, .html, .png and remedy.toml.
-    """
+    CONFIG may be the folder of a run."""
     from fedjax_sim.core.devices import use_cpu_devices
     from fedjax_sim.experiment.config import load_config
 
@@ -368,7 +367,9 @@ def main() -> None:
     """The entry point: bad input is one line on stderr and exit status 2, never a traceback."""
     warnings.showwarning = _one_line
     try:
-        sys.exit(app(standalone_mode=False))
+        if (status := app(standalone_mode=False)) != 130:  # which newer versions of typer make of Ctrl-C
+            sys.exit(status)
+        raise KeyboardInterrupt
     except USAGE_ERRORS as error:  # how the command was written
         _fail(getattr(error, "format_message", error.__str__)())
     except ValueError as error:
@@ -383,7 +384,7 @@ def main() -> None:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}; make room, or give another place")
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
+        print("interrupted; where a folder keeps what was done, the same command goes on", file=sys.stderr)
         _leave(130)
 
 
