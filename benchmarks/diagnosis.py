@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.planted import CASES, Case
 from fedjax_sim import use_cpu_devices
 from fedjax_sim.diagnose import CAUSES, diagnose
-from fedjax_sim.diagnose.found import NOISY
+from fedjax_sim.diagnose.found import MATTERS, NOISY
 from fedjax_sim.experiment.config import load_config
 
 NOTHING = "nothing"
@@ -59,7 +59,9 @@ def examine(case: Case, folder: Path, seeds: int) -> list[str]:
         if known["settings"] == list(case.settings):
             return known["ranked"]
     result = diagnose(load_config(None, case.settings), folder / "runs", seeds=seeds, remedies=False)
-    matter = [s for s in result.suspects if s.share is not None or (result.verdict == NOISY and s.alone.mean >= 0.01)]
+    matter = [
+        s for s in result.suspects if s.share is not None or (result.verdict == NOISY and s.alone.mean >= MATTERS)
+    ]
     ranked = [suspect.name for suspect in matter]
     costs = ", ".join(f"{s.name} {100 * (s.share or s.alone).mean:.1f}" for s in matter)
     right = ranked[: len(case.planted)] == list(case.planted) or set(ranked[:2]) == set(case.planted)

@@ -15,9 +15,9 @@ DIGITS = ("model.name=mlp", "model.hidden=[64]", "data.partition=iid", "training
           "algorithm.learning_rate=0.3")  # fmt: skip
 CANCER = ("data.name=breast_cancer", "model.name=mlp", "model.hidden=[32]", "data.partition=iid", "data.clients=10",
           "training.rounds=30")  # fmt: skip
-FASHION = ("data.name=fashion_mnist", "model.name=mlp", "model.hidden=[32]", "data.partition=iid", "data.clients=50",
-           "training.rounds=60", "training.local_steps=20", "training.batch_size=16",
-           "training.evaluate_every=5")  # fmt: skip
+FASHION = ("data.name=fashion_mnist", "model.name=mlp", "model.hidden=[64]", "data.partition=iid", "data.clients=10",
+           "training.clients_per_round=5", "training.rounds=150", "training.local_steps=10", "training.batch_size=32",
+           "training.evaluate_every=10", "algorithm.learning_rate=0.2")  # fmt: skip
 MNIST = ("data.name=mnist", *FASHION[1:])
 SKEWED, TWO = ("data.partition=dirichlet", "data.alpha=0.3"), ("data.partition=labels_per_client",
                                                                "data.labels_per_client=2")  # fmt: skip
@@ -82,7 +82,7 @@ CASES: list[Case] = [
             "data.partition=labels_per_client", "data.labels_per_client=1", "data.clients=10",
             "training.sampling=all", "training.local_steps=1", "training.rounds=600", "training.evaluate_every=30")),
         "healthy, logistic": ((), ("model.name=logistic",)),
-        "healthy, default": ((), ("model.name=cnn_small", "data.partition=dirichlet", "training.rounds=60")),
+        "healthy, CNN": ((), ("model.name=cnn_small", "data.partition=dirichlet", "training.rounds=100")),
         "healthy, top-k with feedback": ((), (
             "compression.uplink=top_k", "compression.fraction=0.1", "compression.feedback=classic")),
     }),
@@ -101,26 +101,25 @@ CASES: list[Case] = [
         "confusion 0.6": ("label_disagreement", ("heterogeneity.confusion=0.6",)),
         "imbalance 0.005": ("class_imbalance", ("heterogeneity.imbalance=0.005",)),
         "200 local steps on skewed labels": ("client_drift", (
-            *TWO, "training.local_steps=200", "training.rounds=10", "training.evaluate_every=1",
-            "training.batch_size=16")),
+            *TWO, "training.local_steps=200", "training.rounds=20", "training.evaluate_every=1")),
         "rate 1e-3": ("learning_rate", ("algorithm.learning_rate=0.001",)),
-        "2 hidden units": ("model_size", ("model.hidden=[2]",)),
+        "4 hidden units": ("model_size", ("model.hidden=[4]",)),
         "1 client a round": ("rare_participation", (*TWO, "training.clients_per_round=1")),
         "top-k 0.0003": ("compression", ("compression.uplink=top_k", "compression.fraction=0.0003")),
-        "noise 1.5 norms": ("privacy_noise", (*FREE, "privacy.noise_multiplier=1.5", "privacy.clip_norm=1.0")),
+        "noise 0.2 norms": ("privacy_noise", (*FREE, "privacy.noise_multiplier=0.2", "privacy.clip_norm=1.0")),
         "clip norm 0.02": ("clipping", (*FREE, "privacy.noise_multiplier=0.01", "privacy.clip_norm=0.02")),
         "4 in 10 flip labels": ("malicious_clients", ("attack.name=label_flip", "attack.fraction=0.4")),
         "label skew and clipping": (("label_skew", "clipping"), (
             "data.partition=labels_per_client", "data.labels_per_client=1", *FREE, "privacy.noise_multiplier=0.01",
             "privacy.clip_norm=0.1")),
         "healthy, iid": ((), ()),
-        "healthy, alpha 1": ((), ("data.partition=dirichlet", "data.alpha=1.0")),
+        "healthy, alpha 10": ((), ("data.partition=dirichlet", "data.alpha=10.0")),
     }),
     *_cases(MNIST, "mnist", {
         "label skew, 1 label": ("label_skew", ("data.partition=labels_per_client", "data.labels_per_client=1")),
         "rate 3.0": ("learning_rate", ("algorithm.learning_rate=3.0",)),
         "imbalance and flip": (("class_imbalance", "label_disagreement"), (
             "heterogeneity.imbalance=0.005", "heterogeneity.flip=0.5")),
-        "healthy, alpha 1": ((), ("data.partition=dirichlet", "data.alpha=1.0")),
+        "healthy, alpha 10": ((), ("data.partition=dirichlet", "data.alpha=10.0")),
     }),
 ]  # fmt: skip

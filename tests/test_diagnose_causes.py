@@ -23,7 +23,7 @@ def facts(*overrides: str) -> Facts:
     world = World(load_config(None, overrides))
     experiment = world.build()
     steps = planned(experiment.config, experiment.data)
-    return Facts(world, experiment, describe(experiment.data), [], [POOR, POOR], [POOR, POOR], steps)
+    return Facts(world, experiment, describe(experiment.data), [], [POOR, POOR], [POOR, POOR], steps, {})
 
 
 def removed(cause: Cause, found: Facts, number: int = 0) -> World:

@@ -4,10 +4,9 @@ import numpy as np
 
 from fedjax_sim.diagnose.cause import KEPT_EVERYWHERE, Change, cleared
 from fedjax_sim.diagnose.exchange import pooled, test_shares
+from fedjax_sim.diagnose.remedies import rates_around
 from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment
-
-RATES = (0.1, 0.3, 3.0, 10.0)  # times the learning rate, for training in one place
 
 
 def in_one_place(world: World, experiment: Experiment, steps: np.ndarray) -> World:
@@ -30,7 +29,7 @@ def in_one_place(world: World, experiment: Experiment, steps: np.ndarray) -> Wor
 
 def tuned(one_place: World, rate: float) -> list[World]:
     """The same with other learning rates."""
-    return [one_place.set({"algorithm.learning_rate": rate * by}) for by in RATES]
+    return [one_place.set({"algorithm.learning_rate": other}) for other in rates_around(rate)]
 
 
 def chance(experiment: Experiment) -> float:

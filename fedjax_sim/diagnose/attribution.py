@@ -7,12 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_sim.diagnose.cause import Cause, Removal
-from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Interaction, Suspect
+from fedjax_sim.diagnose.found import (
+    AVERAGED,
+    HEALTHY,
+    LITTLE,
+    MATTERS,
+    NOISY,
+    STALLED,
+    STALLS,
+    UNFINISHED,
+    Interaction,
+    Suspect,
+)
 from fedjax_sim.diagnose.game import Estimate, dividends, estimate, moderated, shares
 from fedjax_sim.diagnose.laboratory import Course
-
-STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
-AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 
 
 class Candidate(NamedTuple):

@@ -27,6 +27,7 @@ class Facts(NamedTuple):
     courses: list[Course]  # one for each seed
     pooled: list[Course]  # likewise, of the same examples in one place, tuned
     steps: np.ndarray  # local steps of each client in a round, int64[N]
+    known: dict[str, Any]  # what causes have found out, and would take a while to find again
 
     @property
     def config(self) -> Any:

@@ -12,10 +12,6 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.data import FederatedData, describe
 from fedjax_sim.diagnose.anchors import chance, in_one_place, tuned
 from fedjax_sim.diagnose.attribution import (
-    AVERAGED,
-    LITTLE,
-    MATTERS,
-    STALLS,
     Candidate,
     attribute,
     curve,
@@ -27,7 +23,7 @@ from fedjax_sim.diagnose.attribution import (
 )
 from fedjax_sim.diagnose.cause import CONDITION, Cause, Facts, Removal
 from fedjax_sim.diagnose.causes import CAUSES
-from fedjax_sim.diagnose.found import Diagnosis
+from fedjax_sim.diagnose.found import AVERAGED, LITTLE, MATTERS, STALLS, Diagnosis
 from fedjax_sim.diagnose.game import Estimate, coalitions
 from fedjax_sim.diagnose.laboratory import Course, Laboratory, Told
 from fedjax_sim.diagnose.treat import treat
@@ -112,7 +108,7 @@ class _Examination:
             top = self._ceiling(world)
         lost = difference(top, courses)
         stalls = lost.mean >= STALLS
-        facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps)
+        facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps, {})
         candidates = self._candidates(facts, stalls)
         gains = self._screened(facts, candidates)
         players = self._players(candidates, gains, lost.mean)

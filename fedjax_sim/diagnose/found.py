@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 from fedjax_sim.diagnose.game import Estimate
 
-COUNTS = 0.005  # accuracy from which on a cost is worth a word
+STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
+AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 HEALTHY, UNFINISHED, NOISY, STALLED = "healthy", "not finished", "too noisy to tell", "stalled"
 
 
@@ -42,7 +43,7 @@ class Suspect(NamedTuple):
     @property
     def counts(self) -> bool:
         """Whether it costs something that is not chance."""
-        return self.share is not None and self.share.mean >= COUNTS and self.share.low > 0
+        return self.share is not None and self.share.mean >= LITTLE and self.share.low > 0
 
 
 class Interaction(NamedTuple):

@@ -10,7 +10,8 @@ from fedjax_sim.diagnose.cause import KEPT_EVERYWHERE, Facts, Remedy
 from fedjax_sim.diagnose.worlds import World
 
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "rfa", "centered_clipping", "norm_bounding")
-RATES = (0.1, 0.3, 3.0, 10.0)
+RATES = (0.1, 0.3, 3.0, 10.0)  # times the learning rate
+USUAL = (0.01, 0.1, 1.0)  # learning rates that are tried, too, where the run's is far from all of them
 
 
 def possible(build: Callable[[World], Any], world: World, remedy: Remedy) -> World | None:
@@ -80,10 +81,16 @@ def fewer_steps(facts: Facts) -> list[Remedy]:
     return found
 
 
-def tuned_rates(facts: Facts) -> list[Remedy]:
+def rates_around(rate: float, factors: tuple[float, ...] = RATES) -> list[float]:
+    """Other learning rates: so many times this one, and usual ones that lie beyond."""
+    found = [rate * by for by in factors]
+    return found + [usual for usual in USUAL if not min(found) <= usual <= max(found)]
+
+
+def tuned_rates(facts: Facts, factors: tuple[float, ...] = RATES) -> list[Remedy]:
     """Other step sizes of the client optimizer."""
-    rate = facts.config.algorithm.learning_rate
-    return [Remedy(f"client learning rate {rate * by:.3g}", {"algorithm.learning_rate": rate * by}) for by in RATES]
+    rates = rates_around(facts.config.algorithm.learning_rate, factors)
+    return [Remedy(f"client learning rate {rate:.3g}", {"algorithm.learning_rate": rate}) for rate in rates]
 
 
 def larger_cohort(facts: Facts) -> list[Remedy]:

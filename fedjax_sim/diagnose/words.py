@@ -3,12 +3,11 @@
 import math
 from itertools import pairwise
 
-from fedjax_sim.diagnose.found import HEALTHY, NOISY, STALLED, UNFINISHED, Diagnosis
+from fedjax_sim.diagnose.found import HEALTHY, LITTLE, MATTERS, NOISY, STALLED, STALLS, UNFINISHED, Diagnosis
 from fedjax_sim.diagnose.game import Estimate
 from fedjax_sim.experiment.config import Config
 
 SETTLED = 0.005  # accuracy below its last from which on a curve has nothing left to gain
-
 DIVERSE = 0.1  # divergence of labels that is worth a word where it is harmless
 
 
@@ -38,9 +37,9 @@ def sentences(found: Diagnosis) -> list[str]:
         said += [f"A tie: whether {a.title.lower()} or {b.title.lower()} costs more cannot be told." for a, b in tied]
         if found.unexplained is not None:
             left = found.unexplained
-            if left.mean >= 0.005:
+            if left.mean >= LITTLE:
                 said.append(f"Unexplained: {span(left)} points below training in one place.")
-            elif left.mean <= -0.005:
+            elif left.mean <= -LITTLE:
                 said.append(f"Without these causes it would be {span(Estimate(-left.mean, -left.high, -left.low))} "
                             "points better than training in one place is today.")  # fmt: skip
         for part in found.interactions[:2]:
@@ -60,7 +59,7 @@ def _verdict(found: Diagnosis) -> str:
     )
     if found.verdict == HEALTHY:
         said = [f"Healthy. {compared.split(':')[0]}; none of the causes that were looked for holds it back."]
-        if found.lost.mean >= 0.02:
+        if found.lost.mean >= STALLS:
             said.append("The rest is what averaging costs: in one place, as many steps are made one after another.")
         if found.label_divergence is not None and found.label_divergence >= DIVERSE:
             said.append(
@@ -72,11 +71,11 @@ def _verdict(found: Diagnosis) -> str:
         enough = next(r for r, accuracy in curve if accuracy >= curve[-1][1] - SETTLED)
         return f"Not finished: accuracy is still rising, and would until about round {enough:.0f}. {compared}."
     if found.verdict == NOISY:
-        may = [s for s in found.suspects if s.alone.mean >= 0.01]
+        may = [s for s in found.suspects if s.alone.mean >= MATTERS]
         needed = max(_seeds_needed(found, value) for value in (found.lost, *(s.alone for s in may[:1])))
         named = f" It may be {may[0].title.lower()}: {span(may[0].alone, True)}." if may else ""
         return f"Too noisy to tell. {compared}.{named} With {needed} seeds instead of {len(found.seeds)} it would show."
-    if found.lost.mean < 0.02:
+    if found.lost.mean < STALLS:
         return f"The run is as good as training in one place ({run} against {ceiling}), and both are held back."
     return f"It stalls. {compared}."
 

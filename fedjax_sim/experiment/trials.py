@@ -206,15 +206,14 @@ class Program:
         """The grounds leave the devices; `move` is needed before runs to come."""
         self.shared = ()
 
-    def load(self, trials: Sequence[Settings], where: Sequence[int] = (), rounds: int | None = None) -> None:
+    def load(self, trials: Sequence[Settings], where: Sequence[int] = ()) -> None:
         """Begins runs.
 
         Args:
           trials: as many as there are slots at most.
           where: the number of each one's ground; the first if left out.
-          rounds: instead of those of the configuration, where nothing in it depends on them.
         """
-        self.rounds = rounds or self.experiment.config.training.rounds
+        self.rounds = self.experiment.config.training.rounds
         each, devices = self.slots // len(self.devices), len(self.devices)
         self.seats = np.array([i % devices * each + i // devices for i in range(len(trials))])  # in turn to each device
         taken = np.zeros(self.slots, np.int64)
@@ -251,7 +250,7 @@ class Program:
                 ids = draw_rounds(ground.sampler, seed, number, 1)[0]
                 yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()), 0.0
                 number += 1
-        config = with_settings(experiment.config, {SEED: seed, "training.rounds": self.rounds})
+        config = with_settings(experiment.config, {SEED: seed})
         given = (ground.data, experiment.algorithm, experiment.model.params, ground.sampler, ())
         _, simulation = make_simulation(config, *given)
         assert simulation is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedjax_sim.diagnose import Diagnosis, Estimate, Suspect, Tried
 from fedjax_sim.diagnose.found import HEALTHY
+from fedjax_sim.diagnose.words import span
 from fedjax_sim.experiment.folder import write_json
 from fedjax_sim.plots import Fall, draw_waterfall, waterfall
 from fedjax_sim.plots.style import svg
@@ -125,10 +126,7 @@ def _say(console: Any, lines: Sequence[str]) -> None:
 
 def points(value: Estimate | None, sign: bool = False) -> str:
     """Points of accuracy with their interval."""
-    if value is None:
-        return NONE
-    mean = f"{100 * value.mean:{'+.1f' if sign else '.1f'}}"
-    return f"{mean} ({100 * value.low:.1f} to {100 * value.high:.1f})" if value.low > -1e9 else mean
+    return NONE if value is None else span(value, sign)
 
 
 def _interactions(found: Diagnosis) -> Table:

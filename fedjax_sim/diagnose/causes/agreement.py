@@ -11,17 +11,11 @@ def _dials(facts: Facts) -> dict[str, float]:
     return {name: getattr(given, name) for name in DISAGREEMENTS if getattr(given, name)}
 
 
-_READINGS: dict[int, tuple[object, Reading | None]] = {}
-
-
 def _reading(facts: Facts) -> Reading | None:
-    """Read once for each federation, for it takes a while."""
-    data = facts.experiment.data
-    known = _READINGS.get(id(data))
-    if known is None or known[0] is not data:
-        _READINGS.clear()
-        _READINGS[id(data)] = known = (data, read(data, facts.config.data.seed))
-    return known[1]
+    """Read once, for it takes a while."""
+    if "reading" not in facts.known:
+        facts.known["reading"] = read(facts.experiment.data, facts.config.data.seed)
+    return facts.known["reading"]
 
 
 def _removals(facts: Facts) -> list[Removal]:

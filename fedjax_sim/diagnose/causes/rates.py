@@ -1,25 +1,27 @@
 """Learning rates that are too high or too low, of clients or server."""
 
 from fedjax_sim.diagnose.cause import HABIT, Cause, Facts, Remedy, Removal, World
-from fedjax_sim.diagnose.remedies import server_optimizers, tuned_rates
+from fedjax_sim.diagnose.remedies import RATES, rates_around, server_optimizers, tuned_rates
 
-CLIENT, SERVER = (0.01, 0.1, 0.3, 3.0, 10.0, 100.0), (0.3, 3.0)
-UNDER_PRIVACY = (0.1, 0.3, 3.0, 10.0)  # where each is a program of its own
+CLIENT, SERVER = (0.01, 0.1, 0.3, 3.0, 10.0, 100.0), (0.3, 3.0)  # times the rate
 
 
 def _removals(facts: Facts) -> list[Removal]:
     algorithm = facts.config.algorithm
     private = facts.config.privacy.mechanism != "none"
     rate, server = algorithm.learning_rate, None if private else algorithm.server_learning_rate
-    found = [_scaled("client", "learning_rate", rate, by) for by in (UNDER_PRIVACY if private else CLIENT)]
-    return found + [_scaled("server", "server_learning_rate", server, by) for by in SERVER if server is not None]
+    rates = [rate * by for by in RATES] if private else rates_around(rate, CLIENT)  # under privacy each is a program
+    found = [_other("client", "learning_rate", rate, other) for other in rates]
+    if server is not None:
+        found += [_other("server", "server_learning_rate", server, other) for other in rates_around(server, SERVER)]
+    return found
 
 
-def _scaled(whose: str, name: str, rate: float, by: float) -> Removal:
+def _other(whose: str, name: str, rate: float, other: float) -> Removal:
     def apply(world: World) -> World:
-        return world.set({f"algorithm.{name}": rate * by})
+        return world.set({f"algorithm.{name}": other})
 
-    return Removal(f"{whose} learning rate {rate * by:.3g} instead of {rate:.3g}", apply)
+    return Removal(f"{whose} learning rate {other:.3g} instead of {rate:.3g}", apply)
 
 
 def _evidence(facts: Facts) -> list[str]:
@@ -35,11 +37,7 @@ def _evidence(facts: Facts) -> list[str]:
 
 
 def _remedies(facts: Facts) -> list[Remedy]:
-    rate = facts.config.algorithm.learning_rate
-    far = [
-        Remedy(f"client learning rate {rate * by:.3g}", {"algorithm.learning_rate": rate * by}) for by in (0.01, 100)
-    ]
-    return [*tuned_rates(facts), *far, *server_optimizers(facts)]
+    return [*tuned_rates(facts, CLIENT), *server_optimizers(facts)]
 
 
 LEARNING_RATE = Cause("learning_rate", "Learning rate", _removals, lambda facts: HABIT, _evidence, _remedies)
