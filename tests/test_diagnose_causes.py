@@ -1,5 +1,6 @@
 """Causes one by one: what takes each away, and that it takes away nothing else."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,23 +8,25 @@ from benchmarks.planted import CASES
 from fedjax_sim.data import describe
 from fedjax_sim.diagnose import CAUSES, World
 from fedjax_sim.diagnose.anchors import chance, in_one_place
-from fedjax_sim.diagnose.cause import Cause, Facts
+from fedjax_sim.diagnose.cause import CONDITION, HABIT, Cause, Facts
 from fedjax_sim.diagnose.causes.privacy import CLIPPING, FAR, NOISE
-from fedjax_sim.diagnose.laboratory import Course
-from fedjax_sim.diagnose.remedies import possible
+from fedjax_sim.diagnose.diagnosis import _Examination
+from fedjax_sim.diagnose.laboratory import Course, Laboratory
+from fedjax_sim.diagnose.remedies import possible, rates_around
 from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import load_config
 
 BY_NAME = {cause.name: cause for cause in CAUSES}
 EMBEDDED = [case for case in CASES if "mnist" not in " ".join(case.settings)]
 POOR = Course([1, 2, 3], [0.1, 0.2, 0.3], [2.0] * 3, [2.0] * 3, 0, 0.0)  # rises, and fits badly
+GOOD = POOR._replace(accuracy=[0.8, 0.9, 0.9])
 
 
 def facts(*overrides: str) -> Facts:
     world = World(load_config(None, overrides))
     experiment = world.build()
     steps = planned(experiment.config, experiment.data)
-    return Facts(world, experiment, describe(experiment.data), [], [POOR, POOR], [POOR, POOR], steps, {})
+    return Facts(world, experiment, describe(experiment.data), [], [POOR, POOR], [POOR, POOR], [POOR, POOR], steps, {})
 
 
 def removed(cause: Cause, found: Facts, number: int = 0) -> World:
@@ -108,3 +111,34 @@ def test_training_in_one_place_has_one_client_and_as_many_gradients():
     assert int(experiment.data.offsets[-1]) == int(found.experiment.data.offsets[-1])
     assert planned(experiment.config, experiment.data).tolist() == [round(5 * found.steps.mean())]
     assert chance(found.experiment) == pytest.approx(0.1, abs=0.02)
+
+
+def test_rates_are_looked_for_around_the_run_and_where_they_usually_are():
+    assert rates_around(0.1) == pytest.approx([0.01, 0.03, 0.3, 1.0])
+    assert rates_around(1e-5) == pytest.approx([1e-6, 3e-6, 3e-5, 1e-4, 0.01, 0.1, 1.0])
+    assert rates_around(50.0)[-3:] == [0.01, 0.1, 1.0]
+
+
+def test_a_rate_that_is_wrong_in_one_place_too_is_no_habit():
+    found, rank = facts("algorithm.learning_rate=0.001"), BY_NAME["learning_rate"].rank
+    assert rank(found._replace(same=[POOR], pooled=[GOOD])) == CONDITION
+    assert rank(found._replace(same=[GOOD], pooled=[GOOD])) == HABIT
+
+
+def test_the_best_of_the_rates_in_one_place_is_the_one_that_is_best_under_all_seeds(tmp_path, monkeypatch):
+    """One seed, under which rates are tuned, may miss that a rate diverges under others."""
+    found, asked = facts("training.seed=3"), []
+
+    def train(worlds, seeds):
+        asked.append((len(worlds), tuple(seeds)))
+        tempting = [world.config.algorithm.learning_rate == pytest.approx(1.0) for world in worlds]
+        fine = [world.config.algorithm.learning_rate == pytest.approx(0.3) for world in worlds]
+        return [[GOOD._replace(accuracy=[0.95]) if t and seed == 0 else GOOD if f else POOR for seed in seeds]
+                for t, f in zip(tempting, fine, strict=True)]  # fmt: skip
+
+    lab = Laboratory(tmp_path, jax.local_devices())
+    monkeypatch.setattr(lab, "train", train)
+    examination = _Examination(lab, found.world, 3, [], None)
+    examination.tuning = [0]
+    assert [course.ended for course in examination._ceiling(found.world)] == [GOOD.ended] * 3
+    assert asked == [(5, (0,)), (3, (3, 4, 5))]

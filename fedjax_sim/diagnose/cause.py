@@ -25,7 +25,8 @@ class Facts(NamedTuple):
     about: Heterogeneity  # of the data that are trained on
     rows: list[Row]  # of the run itself, of its own seed
     courses: list[Course]  # one for each seed
-    pooled: list[Course]  # likewise, of the same examples in one place, tuned
+    same: list[Course]  # likewise, of the same examples in one place
+    pooled: list[Course]  # likewise, with tuned rates
     steps: np.ndarray  # local steps of each client in a round, int64[N]
     known: dict[str, Any]  # what causes have found out, and would take a while to find again
 

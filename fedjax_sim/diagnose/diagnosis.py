@@ -108,7 +108,7 @@ class _Examination:
             top = self._ceiling(world)
         lost = difference(top, courses)
         stalls = lost.mean >= STALLS
-        facts = Facts(world, experiment, describe(data), self.rows or [], courses, top, steps, {})
+        facts = Facts(world, experiment, describe(data), self.rows or [], courses, same, top, steps, {})
         candidates = self._candidates(facts, stalls)
         gains = self._screened(facts, candidates)
         players = self._players(candidates, gains, lost.mean)
@@ -116,15 +116,18 @@ class _Examination:
         if self.rows is None and (stalls or players):
             with lab.work("the run, watched"):
                 facts = facts._replace(rows=lab.observed(world))
-        return self._concluded(facts, same, lost, candidates, gains, players, values, remedies)
+        return self._concluded(facts, lost, candidates, gains, players, values, remedies)
 
     def _ceiling(self, world: World) -> list[Course]:
-        """The same training in one place, with the best of some learning rates where that is better."""
+        """The same training in one place, with one of the best two of some learning rates where that is better: what is
+        best under one seed may be too much under another."""
         experiment = self.lab.experiment(world)
         steps = planned(experiment.config, experiment.phases[-1].data)
         one_place = in_one_place(world, experiment, steps)
         places = [one_place, *tuned(one_place, experiment.config.algorithm.learning_rate)]
-        trained = self.lab.train([one_place, *self._chosen([places])], self.seeds)
+        trials = zip(places, self.lab.train(places, self.tuning), strict=True)
+        best = sorted(trials, key=lambda trial: -trial[1][0].ended)[:2]
+        trained = self.lab.train([one_place, *(place for place, _ in best)], self.seeds)
         return max(trained, key=lambda courses: np.mean([course.ended for course in courses]))
 
     # --- which causes matter -----------------------------------------------------------------------------------------
@@ -267,7 +270,7 @@ class _Examination:
     # --- what is said ------------------------------------------------------------------------------------------------
 
     def _concluded(
-        self, facts: Facts, same: list[Course], lost: Estimate, candidates: list[Candidate],
+        self, facts: Facts, lost: Estimate, candidates: list[Candidate],
         gains: dict[str, Estimate], players: list[Candidate], values: dict[frozenset[str], list[Course]],
         remedies: bool,
     ) -> Diagnosis:  # fmt: skip
@@ -279,7 +282,7 @@ class _Examination:
         mended = values[every]
         draft = Diagnosis(
             verdict=verdict(lost, suspects), sentences=[],
-            title=title(facts.config), seeds=self.seeds, run=ended(facts.courses), pooled=ended(same),
+            title=title(facts.config), seeds=self.seeds, run=ended(facts.courses), pooled=ended(facts.same),
             ceiling=ended(facts.pooled), chance=chance(facts.experiment),
             label_divergence=_beyond_chance(facts), lost=lost,
             mended=ended(mended) if every else None,

@@ -84,7 +84,8 @@ def fewer_steps(facts: Facts) -> list[Remedy]:
 def rates_around(rate: float, factors: tuple[float, ...] = RATES) -> list[float]:
     """Other learning rates: so many times this one, and usual ones that lie beyond."""
     found = [rate * by for by in factors]
-    return found + [usual for usual in USUAL if not min(found) <= usual <= max(found)]
+    low, high = 0.99 * min(found), 1.01 * max(found)
+    return found + [usual for usual in USUAL if not low <= usual <= high]
 
 
 def tuned_rates(facts: Facts, factors: tuple[float, ...] = RATES) -> list[Remedy]:

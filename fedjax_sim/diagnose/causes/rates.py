@@ -1,6 +1,9 @@
 """Learning rates that are too high or too low, of clients or server."""
 
-from fedjax_sim.diagnose.cause import HABIT, Cause, Facts, Remedy, Removal, World
+import numpy as np
+
+from fedjax_sim.diagnose.cause import CONDITION, HABIT, Cause, Facts, Remedy, Removal, World
+from fedjax_sim.diagnose.found import STALLS
 from fedjax_sim.diagnose.remedies import RATES, rates_around, server_optimizers, tuned_rates
 
 CLIENT, SERVER = (0.01, 0.1, 0.3, 3.0, 10.0, 100.0), (0.3, 3.0)  # times the rate
@@ -24,6 +27,12 @@ def _other(whose: str, name: str, rate: float, other: float) -> Removal:
     return Removal(f"{whose} learning rate {other:.3g} instead of {rate:.3g}", apply)
 
 
+def _rank(facts: Facts) -> int:
+    """A rate that is wrong in one place, too, is no habit."""
+    tuned, same = (np.mean([course.ended for course in courses]) for courses in (facts.pooled, facts.same))
+    return CONDITION if tuned - same >= STALLS else HABIT
+
+
 def _evidence(facts: Facts) -> list[str]:
     first = next((row["loss_before"] for row in facts.rows if row["loss_before"] is not None), None)
     last = next((row["loss_before"] for row in reversed(facts.rows) if row["loss_before"] is not None), None)
@@ -40,4 +49,4 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return [*tuned_rates(facts, CLIENT), *server_optimizers(facts)]
 
 
-LEARNING_RATE = Cause("learning_rate", "Learning rate", _removals, lambda facts: HABIT, _evidence, _remedies)
+LEARNING_RATE = Cause("learning_rate", "Learning rate", _removals, _rank, _evidence, _remedies)
