@@ -16,7 +16,7 @@ from fedjax_sim.diagnose import exchange, game
 from fedjax_sim.diagnose.align import aligned, client_effects
 from fedjax_sim.diagnose.annotators import read, relabelled
 from fedjax_sim.diagnose.worlds import Change, World
-from fedjax_sim.experiment.config import Config, load_config
+from fedjax_sim.experiment.config import load_config
 
 # --- what causes answer for ------------------------------------------------------------------------------------------
 
@@ -228,10 +228,3 @@ def test_a_world_is_told_by_what_happens_in_it():
     assert world.set({"algorithm.learning_rate": 0.2}).key() != world.key()
     assert world.set({"data.alpha": 0.1}).set({"data.alpha": None}).key() == world.key()
     assert int(world.change(change, first).build().data.offsets[-1]) == 100
-
-
-def test_repeated_cohorts_come_so_many_rounds_in_a_row():
-    world = World(Config())._replace(repeat=3)
-    plain, sampler = World(Config()).build().sampler, world.build().sampler
-    for round in range(7):
-        np.testing.assert_array_equal(sampler.draw(0, round), plain.draw(0, round // 3))

@@ -23,8 +23,7 @@ def in_one_place(world: World, experiment: Experiment, steps: np.ndarray) -> Wor
         "algorithm.name": "fedavg", "training.sampling": "uniform", "training.clients_per_round": 1,
         "training.local_steps": together, "training.adapt_steps": "none", "training.patience": None,
     }  # fmt: skip
-    one = world.set({**off, **alone}).change(Change("all in one place", pooled, order=9, last=True))
-    return one._replace(repeat=1)
+    return world.set({**off, **alone}).change(Change("all in one place", pooled, order=9, last=True))
 
 
 def tuned(one_place: World, rate: float) -> list[World]:

@@ -294,7 +294,7 @@ def _data_key(world: World) -> str:
     config = world.config
     tree = config.model_dump(include={"data", "heterogeneity", "attack"})
     changes = [change.name for change in world.changes]
-    return json.dumps([tree, changes, world.repeat], sort_keys=True, default=list)
+    return json.dumps([tree, changes], sort_keys=True, default=list)
 
 
 def _room(experiment: Experiment) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_sim.data import FederatedData
-from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.build import Changes, Experiment, build
 from fedjax_sim.experiment.config import Config, parse_config
 from fedjax_sim.experiment.trials import SEED
@@ -25,7 +24,6 @@ class World(NamedTuple):
 
     config: Config
     changes: tuple[Change, ...] = ()
-    repeat: int = 1  # how many rounds in a row have the same cohort
 
     def set(self, settings: Mapping[str, Any]) -> "World":
         """With these settings, by path; None leaves one out.
@@ -51,8 +49,8 @@ class World(NamedTuple):
         """Equal for worlds in which the same happens."""
         tree = self.config.model_dump(exclude_none=True, exclude={"output", "execution"})
         tree["training"].pop(SEED.partition(".")[2])
-        made = {"changes": [change.name for change in self.changes], "repeat": self.repeat}
-        return json.dumps({**tree, **made}, sort_keys=True, default=list)
+        changes = [change.name for change in self.changes]
+        return json.dumps({**tree, "changes": changes}, sort_keys=True, default=list)
 
     def build(self, data: FederatedData | None = None) -> Experiment:
         """What trains in this world, on `data` instead of what [data] names if there are any.
@@ -61,11 +59,4 @@ class World(NamedTuple):
           InputError: as `build` does.
         """
         changes = Changes(*(tuple(c.make for c in self.changes if c.last is last) for last in (False, True)))
-        experiment = build(self.config, changes, data)
-        return (
-            experiment if self.repeat == 1 else experiment._replace(sampler=_repeated(experiment.sampler, self.repeat))
-        )
-
-
-def _repeated(sampler: Sampler, times: int) -> Sampler:
-    return Sampler(sampler.slots, lambda seed, round: sampler.draw(seed, round // times))
+        return build(self.config, changes, data)

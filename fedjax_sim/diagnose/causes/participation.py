@@ -16,7 +16,7 @@ def _removals(facts: Facts) -> list[Removal]:
         return []
     if goal == clients:
         everyone = {"training.sampling": "all", "training.clients_per_round": None}
-        return [Removal("every client in every round", lambda world: world.set(everyone)._replace(repeat=1))]
+        return [Removal("every client in every round", lambda world: world.set(everyone))]
     return [Removal(f"{goal} clients in every round", lambda world: world.set({"training.clients_per_round": goal}))]
 
 

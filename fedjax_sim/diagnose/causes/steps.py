@@ -35,7 +35,7 @@ def _removals(facts: Facts) -> list[Removal]:
         return world.set({
             "training.local_steps": fewest, "training.rounds": now.training.rounds * times,
             "training.evaluate_every": min(100_000, now.training.evaluate_every * times), **later,
-        })._replace(repeat=times if now.training.sampling != "all" else 1)  # fmt: skip
+        })  # fmt: skip
 
     some = "one local step" if fewest == 1 else f"{fewest} local steps"
     return [Removal(f"{some} a round, {times} times as many rounds, the same work", apart)]
