@@ -250,7 +250,7 @@ def tune(
 def diagnose(
     config: ConfigPath = None,
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Training seeds of every world, from training.seed on.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Training seeds of every world, from training.seed on; 2 or more.")] = 5,
     remedies: Annotated[bool, typer.Option(help="Try what helps, too.")] = True,
     cause: Annotated[
         list[str] | None, typer.Option("--cause", help="Look for this cause only, label_skew say; may be repeated.")

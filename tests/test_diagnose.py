@@ -224,7 +224,15 @@ def digits_in_six():
 def test_bad_input(tmp_path):
     with pytest.raises(fs.InputError) as error:
         diagnose(quick(), tmp_path, seeds=1)
-    one_line(error, "seeds", "2 or more")
+    one_line(error, "seeds", "at least 2")
+    for experiment, given, part in (
+        ("config.toml", {}, "load_config(file)"),
+        (quick(), {"data": [{}]}, "from_clients"),
+        (quick(), {"causes": ["label_skew"]}, "causes_named"),
+    ):
+        with pytest.raises(fs.InputError) as error:
+            diagnose(experiment, tmp_path, seeds=2, **given)
+        one_line(error, next(iter(given), "experiment"), part)
     diagnose(quick(), tmp_path / "used", seeds=2, causes=(), remedies=False)
     with pytest.raises(fs.InputError) as error:
         diagnose(quick("data.seed=1"), tmp_path / "used", seeds=2)
@@ -258,7 +266,7 @@ def test_the_command_says_why_writes_it_down_and_goes_on(tmp_path):
         assert sorted((folder / FILE).read_text().splitlines()) == sorted(line.strip() for line in lines)
         assert json.loads((folder / "diagnosis.json").read_text())["suspects"] == found["suspects"]
         for arguments, parts in (
-            (("--seeds", "1"), "--seeds"),
+            (("--seeds", "1"), "seeds: 1 is"),
             (("--cause", "skew"), "--cause"),
             (("nothing.toml",), "no such file"),
             (("--set", "training.rounds=0"), "training.rounds"),

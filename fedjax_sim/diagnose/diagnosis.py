@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, shown, whole
 from fedjax_sim.data import FederatedData, describe
 from fedjax_sim.diagnose.anchors import chance, in_one_place, tuned
 from fedjax_sim.diagnose.attribution import (
@@ -74,12 +74,17 @@ def diagnose(
       Everything that was found, as plain data.
 
     Raises:
-      InputError: fewer than 2 seeds, a configuration that cannot be built, no data where those of the experiment were
-      given, no test set, or a folder with runs of another diagnosis.
+      InputError: an argument of another kind, fewer than 2 seeds, a configuration that cannot be built, no data where
+      those of the experiment were given, no test set, or a folder with runs of another diagnosis.
     """
+    whole("seeds", seeds, least=2)
+    if not isinstance(experiment, Config | Experiment):
+        raise InputError(f"experiment: {shown(experiment)} is no configuration; give one, load_config(file) say")
+    if data is not None and not isinstance(data, FederatedData):
+        raise InputError(f"data: {shown(data)} are no federation; give one, from_clients(clients, test=...) say")
+    if strange := [cause for cause in causes if not isinstance(cause, Cause)]:
+        raise InputError(f"causes: {shown(strange[0])} is no Cause; give some of CAUSES, or causes_named([name])")
     config = experiment.config if isinstance(experiment, Experiment) else experiment
-    if seeds < 2:
-        raise InputError(f"seeds: {seeds} tells nothing of chance; give 2 or more, 5 say")
     if config.data.partition == GIVEN and data is None:
         raise InputError("data: missing, and the experiment was built on data of its own; give them")
     folder, began = Path(folder), time.perf_counter()

@@ -104,8 +104,8 @@ def make_model(config: Config, data: FederatedData, seed: int) -> Model:
     given = config.model
     if data.classes is None or {"inputs", "labels"} - data.examples.keys():
         raise InputError(
-            f"data.name: {data.source} has fields {sorted(data.examples)} and {data.classes or 'no'} classes; "
-            'a classifier needs "inputs", "labels" and the number of classes'
+            f"data: {data.source or 'they'} have fields {sorted(data.examples)} and {data.classes or 'no'} classes; "
+            'a classifier needs "inputs", "labels" and the number of classes (from_clients(..., classes=2) say)'
         )
     model = build_model(given.name, data.input_shape, data.classes, hidden=given.hidden, seed=seed)
     chosen = [name for name in ("freeze", "train_only", "lora_rank") if getattr(given, name) is not None]

@@ -95,7 +95,7 @@ def own_ground(experiment: Experiment) -> Ground:
     """
     test = held_out_examples(experiment.data)
     if test is None:
-        raise InputError("data.name: there is nothing to test on; set data.local_test_fraction")
+        raise InputError("data: there is nothing to test on; give a test set, or set data.local_test_fraction")
     return Ground(experiment.data, experiment.sampler, test)
 
 

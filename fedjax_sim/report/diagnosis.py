@@ -96,8 +96,9 @@ def diagnosis_page(found: Diagnosis) -> str:
     return render(Page(f"Diagnosis: {found.verdict}", found.title, mood, found.sentences, [], sections))
 
 
-def write_diagnosis(found: Diagnosis, folder: Path, *, title: str = "") -> None:
+def write_diagnosis(found: Diagnosis, folder: str | Path, *, title: str = "") -> None:
     """Writes diagnosis.json, .html and .png into the folder, and remedy.toml where there is one."""
+    folder = Path(folder)
     write_json(folder / "diagnosis.json", found.plain())
     write_page(folder / "diagnosis.html", diagnosis_page(found))
     draw_waterfall(falls(found), folder / "diagnosis.png", marks=marks(found), title=title or found.title)
