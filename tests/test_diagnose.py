@@ -188,6 +188,21 @@ def test_a_cause_of_ones_own_and_data_of_ones_own(tmp_path):
     assert {told.stage for told in told} >= {"the run as it is, and in one place"}
 
 
+def test_a_remedy_for_data_of_ones_own_asks_for_them(tmp_path):
+    low = quick("algorithm.learning_rate=0.0005")
+    found = diagnose(low, tmp_path, seeds=2, data=digits_in_six(), causes=only("learning_rate"))
+    (tmp_path / "remedy.toml").write_text(found.config)
+    remedy = load_config(tmp_path / "remedy.toml")
+    assert remedy.algorithm.learning_rate > 0.0005
+    with pytest.raises(fs.InputError) as error:
+        World(remedy).build()
+    one_line(error, "data.partition", "build(config, data=...)")
+    assert World(remedy).build(data=digits_in_six()).data.num_clients == 6
+    with pytest.raises(fs.InputError) as error:
+        World(quick("data.clients=7")).build(data=digits_in_six()._replace(source=""))
+    one_line(error, "data.clients: 7", "the federation has 6")
+
+
 def test_settings_that_do_not_go_together_are_no_way_out(tmp_path):
     impossible = Cause("impossible", "Impossible", lambda facts: [setting("nonsense", training__sampling="nonsense")],
                        lowers_ceiling=True)  # fmt: skip
@@ -225,14 +240,15 @@ def test_bad_input(tmp_path):
     with pytest.raises(fs.InputError) as error:
         diagnose(quick(), tmp_path, seeds=1)
     one_line(error, "seeds", "at least 2")
-    for experiment, given, part in (
-        ("config.toml", {}, "load_config(file)"),
-        (quick(), {"data": [{}]}, "from_clients"),
-        (quick(), {"causes": ["label_skew"]}, "causes_named"),
-    ):
-        with pytest.raises(fs.InputError) as error:
-            diagnose(experiment, tmp_path, seeds=2, **given)
-        one_line(error, next(iter(given), "experiment"), part)
+    with pytest.raises(fs.InputError) as error:
+        diagnose("config.toml", tmp_path)  # pyright: ignore[reportArgumentType]
+    one_line(error, "experiment", "load_config(file)")
+    with pytest.raises(fs.InputError) as error:
+        diagnose(quick(), tmp_path, data=[{}])  # pyright: ignore[reportArgumentType]
+    one_line(error, "data", "from_clients")
+    with pytest.raises(fs.InputError) as error:
+        diagnose(quick(), tmp_path, causes=["label_skew"])  # pyright: ignore[reportArgumentType]
+    one_line(error, "causes", "causes_named")
     diagnose(quick(), tmp_path / "used", seeds=2, causes=(), remedies=False)
     with pytest.raises(fs.InputError) as error:
         diagnose(quick("data.seed=1"), tmp_path / "used", seeds=2)

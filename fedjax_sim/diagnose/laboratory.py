@@ -309,7 +309,9 @@ def _bytes(experiment: Experiment) -> int:
 def _fingerprint(data: FederatedData) -> str:
     """Equal for equal data."""
     parts = hashlib.sha256()
-    for examples in (data.examples, data.test or {}, {"offsets": data.offsets}):
+    local = data.local_test
+    kept = {} if local is None else {**local.examples, "offsets": local.offsets}
+    for examples in (data.examples, {"offsets": data.offsets}, data.test or {}, kept):
         for field, array in sorted(examples.items()):
             parts.update(f"{field} {array.dtype} {array.shape} ".encode())
             parts.update(np.ascontiguousarray(array).data)

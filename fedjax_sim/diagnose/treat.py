@@ -44,8 +44,14 @@ def treat(
         tried.sort(key=lambda t: -t.gain.mean)
         pair = _pair(lab, facts, tried, seeds, tuning)
     top = max([t for t in (*tried, pair) if t is not None and t.gain.low > 0], key=lambda t: t.gain.mean, default=None)
-    config = "" if top is None else to_toml(facts.world.set(top.settings).config)
+    config = "" if top is None else _ready(lab, facts.world.set(top.settings))
     return found._replace(remedies=tried, pair=pair, config=config)
+
+
+def _ready(lab: Laboratory, world: World) -> str:
+    """The configuration as TOML. One for data of the user's own says so, or it would train on what it names."""
+    own = {} if lab.data is None else {"data": lab.experiment(world).config.data}
+    return to_toml(world.config.model_copy(update=own))
 
 
 def _pair(lab: Laboratory, facts: Facts, tried: list[Tried], seeds: list[int], tuning: list[int]) -> Tried | None:

@@ -117,6 +117,8 @@ def _dealt(config: Config) -> tuple[Data, FederatedData]:
             raise InputError("data.path: it is empty; give the folder of a federation, as `data write` makes it")
         opened = open_store(data.path)
         return _settled(data, STORE, opened, {}), opened
+    if data.partition == GIVEN:
+        raise InputError("data.partition: it was run on data of its own; give them to build(config, data=...) again")
     load = look_up("data.name", data.name, SOURCES)
     splits = {"auto": None, COLUMN: by_column, **PARTITIONS}
     split = look_up("data.partition", data.partition, splits)
@@ -191,7 +193,8 @@ def _unbalanced(config: Config, dataset: Dataset) -> Dataset:
 def _settled(data: Data, partition: str, dealt: FederatedData, options: dict[str, Any]) -> Data:
     if data.clients not in (None, dealt.num_clients):
         raise InputError(
-            f"data.clients: {data.clients}, but {dealt.source} has {dealt.num_clients} of its own; leave it out"
+            f"data.clients: {data.clients}, but {dealt.source or 'the federation'} has {dealt.num_clients} of its own; "
+            "leave it out"
         )
     return data.model_copy(update={**options, "partition": partition, "clients": dealt.num_clients})
 
