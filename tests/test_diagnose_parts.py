@@ -15,6 +15,7 @@ from fedjax_sim.data.sources import SOURCES
 from fedjax_sim.diagnose import exchange, game
 from fedjax_sim.diagnose.align import aligned, client_effects
 from fedjax_sim.diagnose.annotators import read, relabelled
+from fedjax_sim.diagnose.attribution import helpful
 from fedjax_sim.diagnose.worlds import Change, World
 from fedjax_sim.experiment.config import load_config
 
@@ -44,6 +45,18 @@ def test_shares_are_shapley_values_where_ranks_are_equal_and_sum_to_the_worth_of
     for ranks in ({}, {"a": 1}, {"a": 2, "b": 1}):
         ranked = game.shares(worth, lambda player, ranks=ranks: ranks.get(player, 0))
         assert sum(ranked.values()) == pytest.approx(worth[frozenset(names)] - worth[frozenset()])
+
+
+def test_a_cause_whose_removal_does_harm_where_the_others_are_gone_answers_for_nothing():
+    accuracies = {"": 0.70, "a": 0.75, "b": 0.72, "c": 0.73, "ab": 0.80, "ac": 0.68, "bc": 0.70, "abc": 0.72}
+    without = {frozenset(gone): [value, value + 0.001] for gone, value in accuracies.items()}
+    kept = helpful(without, {"a": 0, "b": 0, "c": 0}.__getitem__)
+    assert kept == {gone: values for gone, values in without.items() if "c" not in gone}
+    assert helpful(kept, {"a": 0, "b": 0}.__getitem__) == kept
+    noisy = {gone: [values[0], values[0] + 0.5 * ("c" in gone)] for gone, values in without.items()}
+    assert helpful(noisy, {"a": 0, "b": 0, "c": 0}.__getitem__) == noisy  # which may be chance
+    nothing = {frozenset[str](): [0.7, 0.8]}
+    assert helpful(nothing, {}.__getitem__) == nothing
 
 
 def test_what_causes_cost_only_together_is_the_highest_ranks():

@@ -31,11 +31,27 @@ class Candidate(NamedTuple):
     best: Removal
 
 
+Accuracies = Mapping[frozenset[str], Sequence[float]]  # under each seed, by the causes that are taken away
+
+
+def helpful(without: Accuracies, rank: Callable[[str], int]) -> Accuracies:
+    """The worlds without causes whose share of the loss is surely negative.
+
+    What takes such a cause away may help by itself, and does harm where the others are gone: labels that are read anew
+    because a client's inputs are scaled, say.
+    """
+    share = moderated(_parts(without, rank))
+    worst = min(share, key=lambda name: share[name].mean, default=None)
+    if worst is None or share[worst].mean > -LITTLE or share[worst].high >= 0:
+        return without
+    return helpful({gone: accuracies for gone, accuracies in without.items() if worst not in gone}, rank)
+
+
 def attribute(
     candidates: Sequence[Candidate],
     gains: Mapping[str, Estimate],
-    without: Mapping[frozenset[str], Sequence[float]],
-    rank: Callable[[Cause], int],
+    without: Accuracies,
+    rank: Callable[[str], int],
     evidence: Callable[[Cause], list[str]],
 ) -> tuple[list[Suspect], list[Interaction]]:
     """What each candidate costs, the costliest first, and what some cost only together.
@@ -50,9 +66,7 @@ def attribute(
     of = {candidate.cause.name: candidate for candidate in candidates}
     every = max(without, key=len)
     costs = {every - gone: np.subtract(without[every], accuracies) for gone, accuracies in without.items()}
-    by_seed = [{left: float(cost[i]) for left, cost in costs.items()} for i in range(len(without[every]))]
-    each = [shares(worth, lambda name: rank(of[name].cause)) for worth in by_seed]
-    parts = {name: [share[name] for share in each] for name in sorted(every)}
+    parts = _parts(without, rank)
     share, added = moderated(parts), moderated({name: costs[frozenset([name])].tolist() for name in parts})
     matter = sorted(parts, key=lambda name: -share[name].mean)
     tied = {one for one, other in pairwise(matter) if _tied(parts, one, other)}
@@ -62,7 +76,20 @@ def attribute(
                 name in tied, evidence(of[name].cause))
         for name in [*matter, *others]
     ]  # fmt: skip
-    return suspects, _interactions([dividends(worth) for worth in by_seed])
+    return suspects, _interactions([dividends(worth) for worth in _worths(without)])
+
+
+def _worths(without: Accuracies) -> list[dict[frozenset[str], float]]:
+    """Under each seed, what every subset of the causes costs in the world without the others."""
+    every = max(without, key=len)
+    return [{every - gone: float(without[every][i] - accuracies[i]) for gone, accuracies in without.items()}
+            for i in range(len(without[every]))]  # fmt: skip
+
+
+def _parts(without: Accuracies, rank: Callable[[str], int]) -> dict[str, list[float]]:
+    """What each cause answers for, under each seed."""
+    each = [shares(worth, rank) for worth in _worths(without)]
+    return {name: [share[name] for share in each] for name in sorted(max(without, key=len))}
 
 
 def _interactions(by_seed: Sequence[Mapping[frozenset[str], float]]) -> list[Interaction]:

@@ -18,6 +18,7 @@ from fedjax_sim.diagnose.attribution import (
     difference,
     differences,
     ended,
+    helpful,
     sure,
     verdict,
 )
@@ -214,7 +215,9 @@ class _Examination:
         with self.lab.work("without several causes"):
             subsets = coalitions([player.cause.name for player in players])
             trained = self.lab.train(self._worlds(facts.world, players, subsets), self.seeds)
-        return players, dict(zip(subsets, trained, strict=True))
+        values = dict(zip(subsets, trained, strict=True))
+        kept = helpful(_ended(values), _ranks(facts, players))
+        return [p for p in players if frozenset([p.cause.name]) in kept], {gone: values[gone] for gone in kept}
 
     def _masked(self, facts: Facts, candidates: list[Candidate], players: list[Candidate]) -> list[Candidate]:
         """Causes that others hide: nothing is gained by taking them alone away from the run, but something is where
@@ -281,8 +284,8 @@ class _Examination:
     ) -> Diagnosis:  # fmt: skip
         every = frozenset(player.cause.name for player in players)
         suspects, interactions = attribute(
-            candidates, gains, {gone: [course.ended for course in courses] for gone, courses in values.items()},
-            lambda cause: cause.rank(facts), lambda cause: cause.evidence(facts) if facts.rows else [],
+            candidates, gains, _ended(values), _ranks(facts, players),
+            lambda cause: cause.evidence(facts) if facts.rows else [],
         )  # fmt: skip
         mended = values[every]
         draft = Diagnosis(
@@ -305,6 +308,14 @@ class _Examination:
 
 
 NOTHING = Removal("as it is", lambda world: world)
+
+
+def _ended(values: Mapping[frozenset[str], list[Course]]) -> dict[frozenset[str], list[float]]:
+    return {gone: [course.ended for course in courses] for gone, courses in values.items()}
+
+
+def _ranks(facts: Facts, players: list[Candidate]) -> Callable[[str], int]:
+    return {player.cause.name: player.cause.rank(facts) for player in players}.__getitem__
 
 
 def _beyond_chance(facts: Facts) -> float | None:
