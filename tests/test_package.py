@@ -201,6 +201,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.explain",
             "experiment.section",
             "experiment.communication",
+            "experiment.sections",
             "experiment.config",
             "experiment.history",
             "experiment.federation",
@@ -272,7 +273,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "report.diagnosis",
         ),
     ),
-    (("cli",),),
+    (("cli.program", "cli.*", "cli.entry", "cli"),),
     (("__main__",),),
 )
 SIMULATION = (

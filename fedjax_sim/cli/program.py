@@ -1,0 +1,39 @@
+"""The program `fedjax-sim`, what its commands have in common, and how they end."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="fedjax-sim",
+    help="Simulates federated learning, fast.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[
+    Path | None, typer.Argument(help="TOML file; without it, the default experiment.", metavar="CONFIG")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Changes one setting, such as training.rounds=50; may be repeated."
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    """Simulates federated learning, fast."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def leave(status: int) -> None:
+    """Exits at once: JAX crashes in its tear-down when a compilation was interrupted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
