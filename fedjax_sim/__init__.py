@@ -6,120 +6,32 @@ round_fn = jax.jit(make_round(algorithm, batch_size=10))
 state, metrics = round_fn(state, select(population, ids), key)
 """
 
-from fedjax_sim._validate import InputError
-from fedjax_sim.algorithms import (
-    ALGORITHMS,
-    afl,
-    apfl,
-    bulyan,
-    centered_clipping,
-    ditto,
-    fedadagrad,
-    fedadam,
-    fedavg,
-    fedavg_topk,
-    fedavgm,
-    fedbn,
-    fedcm,
-    feddc,
-    feddyn,
-    fedexp,
-    fednova,
-    fedper,
-    fedprox,
-    fedrep,
-    fedsgd,
-    fedyogi,
-    ifca,
-    krum,
-    median,
-    mime,
-    mimelite,
-    multi_krum,
-    norm_bounding,
-    perfedavg,
-    pfedme,
-    qffl,
-    rfa,
-    scaffold,
-    signsgd,
-    trimmed_mean,
-)
-from fedjax_sim.core.aggregate import Aggregator
-from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, Message, train
-from fedjax_sim.core.cohort import select
-from fedjax_sim.core.devices import replicate, use_cpu_devices
-from fedjax_sim.core.evaluate import ClientScores, make_client_evaluation, make_evaluation
-from fedjax_sim.core.message import Transform, chain
-from fedjax_sim.core.round import init, make_round
-from fedjax_sim.core.server import Server
-from fedjax_sim.core.simulate import make_simulation
-from fedjax_sim.core.types import Cohort, Population, Procedural, RoundMetrics, RoundState, Variables
+from importlib import import_module
+
+TYPE_CHECKING = False  # `typing` itself takes a while to import
+if TYPE_CHECKING:
+    from fedjax_sim._public import *  # noqa: F403
+    from fedjax_sim._public import __all__ as __all__
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ALGORITHMS",
-    "Aggregator",
-    "Algorithm",
-    "Client",
-    "ClientScores",
-    "Cohort",
-    "Info",
-    "InputError",
-    "LocalData",
-    "Message",
-    "Population",
-    "Procedural",
-    "RoundMetrics",
-    "RoundState",
-    "Server",
-    "Transform",
-    "Variables",
-    "afl",
-    "apfl",
-    "bulyan",
-    "centered_clipping",
-    "chain",
-    "ditto",
-    "fedadagrad",
-    "fedadam",
-    "fedavg",
-    "fedavg_topk",
-    "fedavgm",
-    "fedbn",
-    "fedcm",
-    "feddc",
-    "feddyn",
-    "fedexp",
-    "fednova",
-    "fedper",
-    "fedprox",
-    "fedrep",
-    "fedsgd",
-    "fedyogi",
-    "ifca",
-    "init",
-    "krum",
-    "make_client_evaluation",
-    "make_evaluation",
-    "make_round",
-    "make_simulation",
-    "median",
-    "mime",
-    "mimelite",
-    "multi_krum",
-    "norm_bounding",
-    "perfedavg",
-    "pfedme",
-    "qffl",
-    "replicate",
-    "rfa",
-    "scaffold",
-    "select",
-    "signsgd",
-    "train",
-    "trimmed_mean",
-    "use_cpu_devices",
-]
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Subpackages and public names, imported when they are asked for: JAX takes seconds, and the command line must
+        be able to answer Ctrl-C before that."""
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+        found = getattr(import_module("fedjax_sim._public"), name, None)
+        if found is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("fedjax_sim._public").__all__})

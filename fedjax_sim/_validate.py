@@ -1,5 +1,8 @@
 """Every argument check: a failed one raises `InputError` with one line that names the field, the value and the fix."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -10,6 +13,41 @@ from jax.core import Tracer
 
 class InputError(ValueError):
     """Bad input. The message is one line: what was given, where, and how to mend it."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room, or give another place",
+    errno.EDQUOT: "make room, or give another place",
+    errno.EFBIG: "no file may grow as large here; give another place",
+    errno.EACCES: "permission is needed; change it, or give another path",
+    errno.EPERM: "permission is needed; change it, or give another path",
+    errno.EROFS: "nothing can be written there; give another place",
+    errno.ENOENT: "give a path that is there",
+    errno.EISDIR: "it is a folder; give a file",
+    errno.ENOTDIR: "a part of the path is no folder; give another path",
+    errno.EEXIST: "give another path",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "too many files are open; raise the limit, `ulimit -n 4096` say",
+}
+
+
+def os_reason(error: OSError) -> str:
+    """Which file an error of the system is about, what happened to it, and the fix."""
+    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{what}{f'; {remedy}' if remedy else ''}"
+
+
+@contextmanager
+def about_file(path: Any) -> Iterator[None]:
+    """Has errors of the system that name no file, those of writing into an open one, name this."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def shown(value: Any) -> str:

@@ -104,7 +104,7 @@ def test_cpu_devices_may_be_asked_for_after_the_import():
 # from another column of its layer, nor from a sibling. A package's `__init__` goes by the package's name, that of the
 # whole by "fedjax_sim".
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("_validate",),),
+    (("_validate",), ("_interrupt",)),
     (("core",), ("core.types",)),
     (("core.permute",), ("core.devices",)),
     (("core.client",), ("core.message",), ("core.aggregate",)),
@@ -194,7 +194,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
         ("attacks.clients", "attacks.*", "attacks"),
     ),
-    (("fedjax_sim",),),
+    (("_public", "fedjax_sim"),),
     (
         (
             "experiment",
@@ -288,6 +288,7 @@ SIMULATION = (
     "algorithms*",
     "attacks*",
     "privacy*",
+    "_public",
     "fedjax_sim",
 )
 NEEDED = {"jax", "optax", "flax", "numpy"}
@@ -407,7 +408,7 @@ def test_no_file_is_longer_than_400_lines_and_each_says_what_it_is(module):
 
 @pytest.mark.parametrize("name", fs.__all__)
 def test_every_public_name_is_documented(name):
-    assert name in vars(fs)
+    assert name in dir(fs)
     if name == "ALGORITHMS":  # a dictionary: its factories are what is documented
         assert all(factory.__doc__ and name in fs.__all__ for name, factory in fs.ALGORITHMS.items())
         return
@@ -419,8 +420,30 @@ def test_every_public_name_is_documented(name):
 
 def test_all_is_sorted_and_complete():
     assert list(fs.__all__) == sorted(fs.__all__)
-    public = {name for name, value in vars(fs).items() if not name.startswith("_") and not is_module(value)}
-    assert public == set(fs.__all__)
+    found = vars(sys.modules["fedjax_sim._public"]).items()
+    public = {name for name, value in found if not name.startswith("_") and not is_module(value)}
+    assert public == set(fs.__all__) <= set(dir(fs))
+    everything: dict[str, object] = {}
+    exec("from fedjax_sim import *", everything)
+    assert set(fs.__all__) <= set(everything)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fs.nothing  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ImportError):
+        exec("from fedjax_sim import nothing")
+
+
+LIGHT = """
+import sys
+import fedjax_sim, fedjax_sim.cli
+print([name for name in ("jax", "numpy", "typer") if name in sys.modules])
+fedjax_sim.data.FederatedData, fedjax_sim.fedavg
+print("jax" in sys.modules)
+"""
+
+
+def test_jax_is_imported_when_a_name_is_asked_for():
+    """Before that the command line has to be able to answer Ctrl-C."""
+    assert python(LIGHT).splitlines() == ["[]", "True"]
 
 
 def is_module(value: object) -> bool:

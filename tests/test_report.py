@@ -16,7 +16,7 @@ from runs import trained
 from typer.testing import CliRunner
 
 from fedjax_sim import InputError
-from fedjax_sim.cli import app
+from fedjax_sim.cli.entry import app
 from fedjax_sim.experiment.config import load_config, to_toml
 from fedjax_sim.report import tables
 from fedjax_sim.report.charts import parts

@@ -1,6 +1,21 @@
 """The command line."""
 
-from fedjax_sim.cli.entry import main
-from fedjax_sim.cli.program import app
+import signal
 
-__all__ = ["app", "main"]
+from fedjax_sim import _interrupt
+
+
+def main() -> None:
+    """The entry point. Ctrl-C is answered from here on, before anything slow is imported."""
+    _interrupt.heed()
+    try:
+        from fedjax_sim.cli.entry import main as enter
+
+        enter()
+    except KeyboardInterrupt:
+        _interrupt.leave()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and the status is known: only tidying up is left
+
+
+__all__ = ["main"]

@@ -1,51 +1,81 @@
-"""The entry point. Heavy imports happen inside the commands, so that help and errors are quick."""
+"""How every command ends: with a status, and one line where something was wrong. Heavy imports are inside commands."""
 
 import os
+import platform
 import sys
+import tempfile
+import traceback
 import warnings
+from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import typer
 
+import fedjax_sim
 import fedjax_sim.cli.data
 import fedjax_sim.cli.reports
 import fedjax_sim.cli.studies
-import fedjax_sim.cli.training  # noqa: F401  (each of these adds its commands)
-from fedjax_sim.cli.program import app, leave
+import fedjax_sim.cli.training  # each of these adds its commands
+from fedjax_sim._interrupt import leave
+from fedjax_sim.cli.program import app
 
 # click's UsageError, or that of the copy of click which newer versions of typer bring along
 USAGE_ERRORS = cast(tuple[type[Exception], ...], typer.BadParameter.__bases__)
-
-
-def _one_line(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+UNFORESEEN = 1  # the exit status of what should not have happened
 
 
 def main() -> None:
-    """The entry point: bad input is one line on stderr and exit status 2, never a traceback."""
-    warnings.showwarning = _one_line
+    """Runs a command: bad input is one line on stderr and exit status 2, never a traceback."""
+    warnings.showwarning = _warn
     try:
-        if (status := app(standalone_mode=False)) != 130:  # which newer versions of typer make of Ctrl-C
-            sys.exit(status)
-        raise KeyboardInterrupt
+        status = app(standalone_mode=False)
+        if status == 130:  # which newer versions of typer make of Ctrl-C
+            raise KeyboardInterrupt
+        sys.stdout.flush()  # which Python would do when it is too late to say anything
+        sys.exit(status)
     except USAGE_ERRORS as error:  # how the command was written
         _fail(getattr(error, "format_message", error.__str__)())
-    except ValueError as error:
-        from fedjax_sim._validate import InputError
-
-        if not isinstance(error, InputError):
-            raise
-        _fail(error)
     except OSError as error:
+        from fedjax_sim._validate import os_reason
+
         if isinstance(error, BrokenPipeError):  # whoever read the output has gone, `head` for instance
             os._exit(141)
-        name = f"{error.filename}: " if error.filename else ""
-        _fail(f"{name}{error.strerror or error}; make room, or give another place")
+        _fail(os_reason(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; where a folder keeps what was done, the same command goes on", file=sys.stderr)
-        leave(130)
+        leave()
+    except Exception as error:
+        from fedjax_sim._validate import InputError
+
+        if isinstance(error, InputError):
+            _fail(error)
+        _fail(_reported(error), UNFORESEEN)
 
 
-def _fail(message: Any) -> None:
-    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
-    sys.exit(2)
+def _warn(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {_line(message)}", file=sys.stderr)
+
+
+def _fail(message: Any, status: int = 2) -> None:
+    print(f"error: {_line(message)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _line(message: Any) -> str:
+    """`message` on one line, without control characters."""
+    text = " ".join(str(message).splitlines())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _reported(error: Exception) -> str:
+    """What to say of an error that nobody foresaw; its traceback goes into a file."""
+    path = Path(tempfile.gettempdir()) / f"fedjax-sim-error-{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}.log"
+    about = f"fedjax_sim {fedjax_sim.__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+    text = f"{sys.argv}\n{about}\n{''.join(traceback.format_exception(error))}"
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as reason:
+        where = f"no report could be written ({reason.strerror})"
+    else:
+        where = f"please report it with {path}"
+    return f"{type(error).__name__}: {str(error)[:300] or 'without a message'}; this was not foreseen, {where}"

@@ -1,7 +1,5 @@
 """The program `fedjax-sim`, what its commands have in common, and how they end."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,10 +28,3 @@ def _root(context: typer.Context) -> None:
     """Simulates federated learning, fast."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def leave(status: int) -> None:
-    """Exits at once: JAX crashes in its tear-down when a compilation was interrupted."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

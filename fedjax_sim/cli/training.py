@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedjax_sim.cli.program import ConfigPath, Overrides, app, leave
+from fedjax_sim._interrupt import leave
+from fedjax_sim.cli.program import ConfigPath, Overrides, app
 
 
 @app.command()
@@ -55,7 +56,7 @@ def _train(settings: Any, folder: Path | None) -> None:
     for line in closing(summary, rounds):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if summary.status == "interrupted":
-        leave(STATUS[summary.status])
+        leave(text="")
     raise typer.Exit(STATUS[summary.status])
 
 

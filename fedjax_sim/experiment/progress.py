@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fedjax_sim._interrupt import interrupt
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.history import Row, speed
 from fedjax_sim.experiment.run import Reporter
@@ -38,10 +40,10 @@ def stopping(told: Reporter) -> tuple[Reporter, Callable[[], bool]]:
     they come twice, at once. Returns the reporter to use, and what to ask."""
     asked, underway = [0], [False]
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         asked[0] += 1
         if asked[0] > 1 or not underway[0]:
-            raise KeyboardInterrupt
+            interrupt(frame, again=asked[0] > 2)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
