@@ -50,10 +50,13 @@ def about_file(path: Any) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = 80) -> str:
     """`value` as an error shows it: on one line, cut where it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # a number of over 4,300 digits somewhere in it, or brackets without end
+        text = f"a {type(value).__name__} too long to be written out"
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def whole(name: str, value: Any, *, least: int = 1) -> int:

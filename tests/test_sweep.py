@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from runs import QUICK
 
 from fedjax_sim import InputError
 from fedjax_sim.core.many import make_many
+from fedjax_sim.experiment import swept
 from fedjax_sim.experiment import trials as of_trials
 from fedjax_sim.experiment import tune as of_tune
 from fedjax_sim.experiment.build import build
@@ -158,6 +160,96 @@ def test_what_cannot_be_swept_is_one_line(overrides: tuple[str, ...], words: tup
     one_line(error, *words)
 
 
+RATES = {"algorithm.learning_rate": 0.1}
+
+
+def test_swept_seeds_are_the_seeds_that_run(tmp_path: Path) -> None:
+    trials = over_seeds(grid(parse_space(["training.seed=1,2"])), 0, 1)
+    assert trials == [{"training.seed": 1}, {"training.seed": 2}]
+    results = sweep(config(), trials, tmp_path / "sweep", DEVICES[:1])
+    for result, seed in zip(results, (1, 2), strict=True):
+        alone = sweep(config(f"training.seed={seed}"), over_seeds([RATES], seed, 1), tmp_path / str(seed), DEVICES[:1])
+        assert result.loss == pytest.approx(alone[0].loss, rel=1e-5)
+    assert results[0].loss != pytest.approx(results[1].loss, rel=1e-3)
+    (line,) = table(results)
+    assert (line.seeds, line.spread > 0) == (2, True)
+    with pytest.raises(InputError) as error:
+        over_seeds(trials, 0, 2)
+    one_line(error, "--seeds", "training.seed", "leave one")
+
+
+def test_a_setting_given_twice_is_one_trial(tmp_path: Path) -> None:
+    trials = over_seeds(grid(parse_space(["algorithm.learning_rate=1,1.0,1"])), 0, 2)
+    results = sweep(config(), trials, tmp_path / "sweep", DEVICES[:1])
+    assert len(results) == 6
+    assert len((tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()) == 2
+    assert [line.seeds for line in table(results)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "over", "words"),
+    [
+        ((), "output.name=a,b", ("output.name", "all its values give the same")),
+        ((), "execution.lanes=1,2", ("execution.lanes", "all its values give the same")),
+        ((), "training.patience=1,2", ("training.patience", "all their rounds")),
+        (("training.local_steps=1",), "training.local_epochs=1,2", ("training.local_epochs", "training.local_steps")),
+        ((), "attack.fraction=0.1,0.2", ("attack.fraction", "attack.name is none")),
+        ((), "model.hidden=[3],[4]", ("model.hidden", "logistic")),
+        ((), "algorithm.name=fedavg,nope", ("algorithm.name", "'nope'")),
+        ((), "model.name=logistic,nope", ("model.name", "'nope'")),
+        ((), "data.name=digits,nope", ("data.name", "'nope'")),
+        ((), "training.sampling=uniform,nope", ("training.sampling", "'nope'")),
+        ((), "compression.uplink=none,nope", ("compression.uplink", "'nope'")),
+        ((), "training.clients_per_round=10,30", ("training.clients_per_round", "30")),
+        ((), "heterogeneity.drift_severity=0.5,1", ("heterogeneity.drift_severity", "drift is none")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sweep", "tune"])
+def test_values_that_cannot_be_used_are_told_before_anything_is_trained(
+    tmp_path: Path, kind: str, overrides: tuple[str, ...], over: str, words: tuple[str, ...]
+) -> None:
+    base, space, folder = config(*overrides), parse_space([over]), tmp_path / "folder"
+
+    def search() -> object:
+        if kind == "sweep":
+            return sweep(base, over_seeds(grid(space), 0, 1), folder, DEVICES[:1])
+        return of_tune.tune(base, space, folder, DEVICES[:1], trials=1, sampler="random")
+
+    with pytest.raises(InputError) as error:
+        search()
+    one_line(error, *(("model.hidden", "lists") if kind == "tune" and "[" in over else words))
+    assert not folder.exists()
+
+
+def test_a_value_that_the_run_replaces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clipped(given):
+        experiment = build(given)
+        training = experiment.config.training.model_copy(update={"clients_per_round": 5})
+        return experiment._replace(config=experiment.config.model_copy(update={"training": training}))
+
+    monkeypatch.setattr(swept, "build", clipped)
+    with pytest.raises(InputError) as error:
+        swept.tried_out(config(), [{"training.clients_per_round": 7}])
+    one_line(error, "training.clients_per_round", "7", "5")
+
+
+def test_settings_without_effect_are_named_afterwards(tmp_path: Path) -> None:
+    trials = over_seeds([{"algorithm.momentum": 0.0}, {"algorithm.momentum": 1e-30}], 0, 1)
+    with pytest.warns(UserWarning, match="algorithm.momentum: 0.0 and 1e-30 gave the very same"):
+        sweep(config(), trials, tmp_path / "sweep", DEVICES[:1])
+
+
+@pytest.mark.parametrize(("option", "count"), [("--seeds", 10**14), ("--samples", 10**14), ("--over", 10**6)])
+def test_so_many_trials_are_refused_before_they_are_listed(option: str, count: int) -> None:
+    thousand = ",".join(map(str, range(1000)))
+    space = parse_space([f"a.x={thousand}", f"a.y={thousand}"])
+    made = {"--seeds": lambda: over_seeds([RATES], 0, count), "--samples": lambda: sample(space, count, 0),
+            "--over": lambda: grid(space)}  # fmt: skip
+    with pytest.raises(InputError) as error:
+        made[option]()
+    one_line(error, option, "trials", "100,000")
+
+
 # --- spaces ------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +290,8 @@ def test_any_text_is_a_space_or_one_line(text: str) -> None:
         (["a.b=log:0..1"], ("over 0",)),
         (["a.b=log:3"], ("low..high",)),
         (["a.b=x..y"], ("no numbers",)),
+        ([f"a.b=0..1{'0' * 400}"], ("no numbers",)),
+        ([f"a.b={'9' * 5000}..1"], ("no numbers",)),
     ],
 )
 def test_bad_spaces(texts: list[str], words: tuple[str, ...]) -> None:
@@ -265,6 +359,49 @@ def test_bad_searches_are_one_line(
     with pytest.raises(InputError) as error:
         of_tune.tune(config(*overrides), parse_space(over), tmp_path / "study", DEVICES, trials=1, sampler=sampler)
     one_line(error, *words)
+
+
+def test_a_study_lies_in_the_folder_that_was_given_whatever_its_name(tmp_path: Path) -> None:
+    base, space = config(), parse_space(["algorithm.learning_rate=0.01..1"])
+    names = ["what", "what?next", "a%41b", "# {x} ü"]
+    for name in names:
+        of_tune.tune(base, space, tmp_path / name, DEVICES[:1], trials=1, sampler="random")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert all((tmp_path / name / "study.db").is_file() for name in names)
+
+
+def test_a_folder_with_another_study_or_a_damaged_one_is_one_line(tmp_path: Path) -> None:
+    base, folder, usual = config(), tmp_path / "study", "algorithm.learning_rate=0.01..1"
+
+    def search(trials: int, over: str = usual, **how: Any) -> of_tune.Tuned:
+        how = {"sampler": "random"} | how
+        return of_tune.tune(base, parse_space([over]), folder, DEVICES[:1], trials=trials, **how)
+
+    def refused(*words: str, **how: Any) -> None:
+        with pytest.raises(InputError) as error:
+            search(2, **how)
+        one_line(error, str(folder / "study.db"), "another folder", *words)
+
+    search(1)
+    refused("space", over="algorithm.learning_rate=0.01..2")
+    refused("space", over="algorithm.momentum=0.01..0.5")
+    refused("sampler", "tpe", sampler="tpe")
+    refused("seeds", seeds=2)
+    refused("budget", budget=of_tune.Budget(bits=1e9))
+    whole = (folder / "study.db").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no database", whole[:100] + bytes(4000) + whole[4100:]):
+        (folder / "study.db").write_bytes(damaged)
+        refused()
+        assert (folder / "study.db").read_bytes() == damaged
+    (folder / "study.db").write_bytes(whole)
+    assert search(2).complete == 2
+
+
+def test_cohorts_that_were_asked_for_are_not_cut_to_the_clients_left(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        of_tune.tune(config(), parse_space(["training.clients_per_round=15,18"]), tmp_path / "study", DEVICES[:1],
+                     trials=2, batch=2, sampler="random")  # fmt: skip
+    one_line(error, "training.clients_per_round", "18", "16 clients")
 
 
 def test_results_are_plain_lines(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def recipe(config: Config, traced: Mapping[str, Any] | None = None) -> tuple[Cal
 
 def continuous(config: Config) -> frozenset[str]:
     """Settings of [algorithm] that `recipe` takes traced: numbers that change no shape."""
-    factory = ALGORITHMS[config.algorithm.name]
+    factory = look_up("algorithm.name", config.algorithm.name, ALGORITHMS)
     hints = get_type_hints(factory)
     options = {name for name in inspect.signature(factory).parameters if jax.Array in get_args(hints[name])}
     constant = {"server_learning_rate"} if config.algorithm.server_schedule == "constant" else set()

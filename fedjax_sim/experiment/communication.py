@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedjax_sim._validate import InputError
-from fedjax_sim.experiment.section import Count, Dial, Fraction, NotNegative, Positive, Section
+from fedjax_sim.experiment.section import Count, Dial, Fraction, Natural, NotNegative, Positive, Section
 
 
 class Compression(Section):
@@ -80,7 +80,7 @@ class Network(Section):
     latency_s: NotNegative | None = Field(default=None, description="seconds that a transfer takes beside its bits")
     dropout: Fraction | None = Field(default=None, description="chance that a client fails in a round, while it trains")
     completeness: Dial | None = Field(default=None, description="share of the local steps that clients manage")
-    slow_clients: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    slow_clients: tuple[Natural, ...] = Field(
         default=(), strict=False, max_length=100_000, description="clients that are slower than their profile says"
     )
     slowdown: float = Field(default=10.0, gt=0, description="how many times slower slow_clients compute and transfer")
@@ -102,7 +102,7 @@ class Network(Section):
     )
     deadline_seconds: Positive | None = Field(default=None, description="how long a round lasts at most")
     partial: bool | None = Field(default=None, description="deadline: who would be late does fewer local steps instead")
-    extra: Annotated[int, Field(ge=0)] | None = Field(
+    extra: Natural | None = Field(
         default=None, description="over_select: clients asked beyond clients_per_round; three tenths if left out"
     )
     late: Literal["drop", "stale"] = Field(

@@ -1,14 +1,14 @@
 """What an experiment is: one frozen tree of settings, read from TOML and overrides. Every error is one line."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._text import parse_toml
+from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.communication import Compression, Network
 from fedjax_sim.experiment.explain import allowed, explain, settings
 from fedjax_sim.experiment.section import Section
@@ -114,12 +114,12 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a TOML file, or none for the default configuration") from None
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: it is no TOML ({' '.join(str(error).split())}); mend it there") from None
 
 
@@ -127,14 +127,14 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
-        raise InputError(f"--set {override!r}: not section.key=value; write for example --set training.rounds=50")
+        raise InputError(f"--set {shown(override)}: not section.key=value; write for example --set training.rounds=50")
     table = tree.setdefault(parts[0], {})
     if not isinstance(table, dict):
-        raise InputError(f"{parts[0]}: {table!r} is not a table; write [{parts[0]}] and its keys below it")
+        raise InputError(f"{parts[0]}: {shown(table)} is not a table; write [{parts[0]}] and its keys below it")
     try:
-        parsed = tomllib.loads(f"value = {text.strip()}")
+        parsed = parse_toml(f"value = {text.strip()}")
         table[parts[1]] = parsed["value"] if parsed.keys() == {"value"} else text.strip()
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         table[parts[1]] = text.strip()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, shown
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
 _LIMITS = {"gt": "over", "ge": "of at least", "lt": "below", "le": "of at most"}
@@ -38,8 +38,8 @@ def explain(error: ValidationError, config: type[BaseModel]) -> str:
         return f"{path}: unknown {'key' if len(location) > 1 else 'section'}; {_meant(path, config)}"
     if len(location) < 2:
         where, table = path or "configuration", path or "section"
-        return f"{where}: {_shown(given)} is not a table; write [{table}] and its keys below it"
-    return f"{path}: {_shown(given)} is not allowed; give {allowed(settings(config)[path])}"
+        return f"{where}: {shown(given, 60)} is not a table; write [{table}] and its keys below it"
+    return f"{path}: {shown(given, 60)} is not allowed; give {allowed(settings(config)[path])}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -71,11 +71,6 @@ def _meant(path: str, config: type[BaseModel]) -> str:
     if elsewhere and not difflib.get_close_matches(key, keys, n=1):
         return f"did you mean {elsewhere[0]}?"
     return nearest(key, keys)
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def allowed(field: FieldInfo) -> str:

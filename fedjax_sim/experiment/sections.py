@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedjax_sim.experiment.section import Count, Dial, Fraction, NotNegative, Positive, Section
+from fedjax_sim.experiment.section import Count, Dial, Fraction, Natural, NotNegative, Positive, Section
 
 
 class Data(Section):
@@ -38,9 +38,7 @@ class Data(Section):
     shards_per_client: Count | None = Field(default=None, description="shards of sorted labels that a client gets")
     sigma: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of log-normal sizes")
     exponent: Annotated[float, Field(ge=0)] | None = Field(default=None, description="exponent of Zipf's sizes")
-    min_examples: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="examples that every client gets at least"
-    )
+    min_examples: Natural | None = Field(default=None, description="examples that every client gets at least")
     local_test_fraction: float = Field(
         default=0.0, ge=0, lt=1, description="share of its examples that each client keeps for testing"
     )
@@ -133,7 +131,7 @@ class Algorithm(Section):
     q: NotNegative | None = Field(default=None, description="qffl: weight of clients with large losses")
     lipschitz: Positive | None = Field(default=None, description="qffl: smoothness; 1 / learning rate if left out")
     gamma: NotNegative | None = Field(default=None, description="afl: step size of the clients' weights")
-    attackers: Annotated[int, Field(ge=0)] | None = Field(
+    attackers: Natural | None = Field(
         default=None, description="krum, multi_krum, bulyan: attackers in a cohort; as many as it allows if left out"
     )
     selected: Count | None = Field(default=None, description="multi_krum: messages averaged")
@@ -150,7 +148,7 @@ class Attack(Section):
     scale: Positive | None = Field(default=None, description="sign_flip, gaussian: how large what they send is")
     epsilon: Positive | None = Field(default=None, description="ipm: how far against the honest mean")
     z: NotNegative | None = Field(default=None, description="alie: deviations from the mean; computed if left out")
-    target: Annotated[int, Field(ge=0)] | None = Field(default=None, description="backdoor: label the trigger means")
+    target: Natural | None = Field(default=None, description="backdoor: label the trigger means")
     share: Dial | None = Field(default=None, description="backdoor: share of their examples with the trigger")
 
 
@@ -203,7 +201,7 @@ class Privacy(Section):
     adaptive: bool | None = Field(default=None, description="gaussian: let clip_norm follow the median update")
     weight_cap: Positive | None = Field(default=None, description="examples from which on a client counts fully")
     bands: Count | None = Field(default=None, description="matrix: rounds over which noise is correlated")
-    dropout: Annotated[int, Field(ge=0)] | None = Field(
+    dropout: Natural | None = Field(
         default=None, description="discrete_gaussian: clients of a round that may fail to arrive"
     )
     accountant: Literal["auto", "pld", "rdp", "sum"] | None = Field(default=None, description="how epsilons are summed")

@@ -2,17 +2,21 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._text import parse_json
+from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.folder import studied, whole_lines
-from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, grouped, state_bytes
+from fedjax_sim.experiment.space import refuse_many
+from fedjax_sim.experiment.swept import tried_out
+from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, state_bytes, with_settings
 
 RESULTS = "sweep.jsonl"
 
@@ -39,8 +43,15 @@ class Line(NamedTuple):
 
 
 def over_seeds(trials: Sequence[Settings], first: int, seeds: int) -> list[dict[str, Any]]:
-    """Each trial with seeds from `first` on."""
-    return [{**trial, SEED: first + i} for trial in trials for i in range(seeds)]
+    """Each trial with seeds from `first` on; trials that name their seeds keep them.
+
+    Raises:
+      InputError: seeds for trials that have their own, or more trials than can be waited for.
+    """
+    refuse_many("--seeds", len(trials), seeds)
+    if seeds > 1 and any(SEED in trial for trial in trials):
+        raise InputError(f"--seeds: {seeds}, but --over {SEED} says which seeds are run; leave one of them out")
+    return [{SEED: first + i, **trial} for trial in trials for i in range(seeds)]
 
 
 def sweep(
@@ -65,15 +76,20 @@ def sweep(
       told: how it goes: trials done, of how many, and rounds done of the group that runs, of how many.
 
     Raises:
-      InputError: a trial that does not fit, a folder that cannot be made or is in use, or results of other settings.
+      InputError: a trial that does not fit or a setting that makes no difference, before any is trained; a folder that
+        cannot be made or is in use, or results of other settings.
     """
-    grouped(config, trials)  # all are known to be possible before the first one runs
+    trials = [_normal(config, settings) for settings in trials]
+    begun = (folder / RESULTS).exists()
+    groups, first_of_all = ([], None) if begun else tried_out(config, list(_by_key(trials).values()))
     with studied(folder, config):
         found = _read(folder / RESULTS)
-        missing = [settings for settings in trials if _key(settings) not in found]
+        missing = [settings for key, settings in _by_key(trials).items() if key not in found]
         done = len(trials) - len(missing)
-        for group in grouped(config, missing):
-            experiment = build(group.config)
+        if begun:
+            groups, first_of_all = tried_out(config, missing)
+        for group in groups:
+            experiment, first_of_all = first_of_all or build(group.config), None
             most = max(1, int(STATE_BYTES // max(state_bytes(experiment), 1)))
             program = Program(experiment, group.varied, devices, slots=min(most, len(group.places)), width=width)
             for first in range(0, len(group.places), most):
@@ -88,7 +104,35 @@ def sweep(
                     file.writelines(json.dumps(result._asdict()) + "\n" for result in results)
                 found |= {_key(result.settings): result for result in results}
                 done += len(results)
-    return [found[_key(settings)] for settings in trials]
+    results = [found[_key(settings)] for settings in trials]
+    _warn_of_equals(results)
+    return results
+
+
+def _normal(config: Config, settings: Settings) -> dict[str, Any]:
+    """The settings as the configuration has them: a learning rate of 1 is 1.0."""
+    parsed = with_settings(config, settings)
+    found = {path: getattr(getattr(parsed, path.partition(".")[0]), path.partition(".")[2]) for path in settings}
+    return {path: list(value) if isinstance(value, tuple) else value for path, value in found.items()}
+
+
+def _by_key(trials: Sequence[Settings]) -> dict[str, Settings]:
+    """Each trial once."""
+    return {_key(settings): settings for settings in trials}
+
+
+def _warn_of_equals(results: Sequence[Done]) -> None:
+    """Says where different settings have trained the very same, which mostly means that one of them is not used."""
+    seen: dict[str, Done] = {}
+    for result in results:
+        numbers = [result.settings.get(SEED), *result[1:]]
+        first = seen.setdefault(json.dumps(numbers), result)
+        different = [path for path, value in result.settings.items() if first.settings.get(path) != value]
+        if different and result.loss[-1] is not None:
+            values = " and ".join(shown(each.settings.get(different[0])) for each in (first, result))
+            text = f"--over {different[0]}: {values} gave the very same numbers; does anything depend on it here?"
+            warnings.warn(text, stacklevel=3)
+            return
 
 
 def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Done:
@@ -104,12 +148,12 @@ def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Don
 
 def table(results: Sequence[Done]) -> list[Line]:
     """Means over seeds, the best first."""
-    lines: dict[str, list[Done]] = {}
+    lines: dict[str, dict[Any, Done]] = {}
     for result in results:
         rest = {path: value for path, value in result.settings.items() if path != SEED}
-        lines.setdefault(_key(rest), []).append(result)
+        lines.setdefault(_key(rest), {})[result.settings.get(SEED)] = result  # each seed once
     found = []
-    for mine in lines.values():
+    for mine in (list(of_seeds.values()) for of_seeds in lines.values()):
         last = np.array([math.nan if r.accuracy[-1] is None else r.accuracy[-1] for r in mine])
         best = np.array([max((a for a in r.accuracy if a is not None), default=math.nan) for r in mine])
         settings = {path: value for path, value in mine[0].settings.items() if path != SEED}
@@ -129,7 +173,7 @@ def _finite(value: Any) -> float | None:
 def _read(path: Path) -> dict[str, Done]:
     """Results by their settings."""
     try:
-        results = [Done(**json.loads(line)) for line in whole_lines(path)]
+        results = [Done(**parse_json(line)) for line in whole_lines(path)]
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: it holds no results of a sweep ({error}); give another folder") from None
     return {_key(result.settings): result for result in results}

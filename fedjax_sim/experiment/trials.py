@@ -119,6 +119,20 @@ def together(federations: Sequence[FederatedData], rows: int) -> Population:
     return federations[0]._replace(examples=examples, offsets=offsets_of(np.concatenate(sizes).tolist())).population()
 
 
+def refuse_changes(experiment: Experiment) -> None:
+    """What changes on the way is not advanced as one program with others.
+
+    Raises:
+      InputError: data that change over rounds, messages that may be stale, or steps that follow the loss.
+    """
+    if len(experiment.phases) > 1:
+        raise InputError("heterogeneity.drift: runs whose data change are not swept as one; leave it out")
+    if experiment.simulation is not None and experiment.simulation.turns is not None:
+        raise InputError("network.policy: runs whose messages may be stale are not swept as one; take another")
+    if experiment.config.training.adapt_steps != "none":
+        raise InputError("training.adapt_steps: runs whose steps follow their loss are not swept; leave it out")
+
+
 class Program:
     """Runs of one structure, `slots` of them at most, advanced together. Compiled once, however often it is loaded."""
 
@@ -146,14 +160,9 @@ class Program:
           rows: training examples in a ground at most, if later ones may be larger than these.
 
         Raises:
-          InputError: data that change over rounds, or messages that may be stale.
+          InputError: what `refuse_changes` refuses.
         """
-        if len(experiment.phases) > 1:
-            raise InputError("heterogeneity.drift: runs whose data change are not swept as one; leave it out")
-        if experiment.simulation is not None and experiment.simulation.turns is not None:
-            raise InputError("network.policy: runs whose messages may be stale are not swept as one; take another")
-        if experiment.config.training.adapt_steps != "none":
-            raise InputError("training.adapt_steps: runs whose steps follow their loss are not swept; leave it out")
+        refuse_changes(experiment)
         self.experiment, self.varied, self.devices = experiment, tuple(varied), devices
         self.slots = -(-slots // len(devices)) * len(devices)
         training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients

@@ -4,23 +4,26 @@ The objective is the accuracy of the global model on clients that are held out: 
 """
 
 import math
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, to_toml
 from fedjax_sim.experiment.folder import studied
-from fedjax_sim.experiment.space import Choice, Range, Space
+from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
+from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, with_settings
 
 STUDY, BEST = "study.db", "best.toml"
+SEARCH = "fedjax_sim_search"  # attribute of a study: what is searched, and how
 SAMPLERS = ("tpe", "gp", "random")
 HELD_OUT = 0.2  # of the clients
 
@@ -42,8 +45,13 @@ class Tuned(NamedTuple):
     file: Path  # a configuration with the best settings
 
 
-def held_out_clients(experiment: Experiment, share: float = HELD_OUT) -> Ground:
+def held_out_clients(experiment: Experiment, share: float = HELD_OUT, cohort: int | None = None) -> Ground:
     """Cohorts of the other clients, and the examples of a random share of them, at least one, to test on.
+
+    Args:
+      experiment: whose clients they are.
+      share: of the clients that are held out.
+      cohort: clients in a round, where they were asked for; else as many as the experiment has, or all of the rest.
 
     Raises:
       InputError: fewer than two clients, or cohorts that the rest cannot fill.
@@ -55,6 +63,11 @@ def held_out_clients(experiment: Experiment, share: float = HELD_OUT) -> Ground:
     count = max(1, min(round(share * data.num_clients), data.num_clients - 1))
     held, rest = np.sort(order[:count]), np.sort(order[count:])
     offsets = np.concatenate([[0], np.cumsum(np.asarray(data.sizes)[rest])])
+    if training.sampling != "all" and (cohort or 0) > len(rest):
+        raise InputError(
+            f"training.clients_per_round: {cohort} are more than the {len(rest)} clients that {count} held-out ones "
+            "leave; lower it"
+        )
     cohort = min(training.clients_per_round or 1, len(rest))
     network = experiment.config.network
     if experiment.private is not None:
@@ -107,18 +120,23 @@ def tune(
       told: how it goes: trials done, of how many, and the best value so far.
 
     Raises:
-      InputError: a setting that does not fit, a sampler that is not there, or a folder with another study.
+      InputError: a setting that does not fit, a sampler that is not there, or a folder with another or a damaged study.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budget = budget or Budget()
     _check(space, sampler)
+    for option, value in (("--trials", trials), ("--batch", batch), ("--seeds", seeds)):
+        refuse_many(option, value)
+    refuse_many("--batch times --seeds", batch, seeds)
+    tried_out(config, _probes(space))
+    texts = {path: [f"{part!r}" for part in entry] if isinstance(entry, Range) else [*entry.values]
+             for path, entry in space.items()}  # fmt: skip
+    search = {"space": texts, "sampler": sampler, "seeds": seeds, "budget": [f"{part!r}" for part in budget]}
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=batch) if prune else optuna.pruners.NopPruner()
     with studied(folder, config), _storage(folder / STUDY) as storage:
-        study = optuna.create_study(
-            storage=storage, study_name="fedjax_sim", direction="maximize", load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=batch) if prune else optuna.pruners.NopPruner(),
-        )  # fmt: skip
+        study = _study(storage, folder / STUDY, pruner, search)
         for old in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             study.tell(old.number, state=optuna.trial.TrialState.FAIL)  # of a process that was killed
         programs: dict[Any, Program] = {}
@@ -134,10 +152,9 @@ def tune(
                     (group.varied, {k: v for k, v in settings[group.places[0]].items() if k not in group.varied})
                 )
                 if key not in programs:
-                    experiment = build(group.config)
-                    programs[key] = Program(
-                        experiment, group.varied, devices, slots=batch * seeds, grounds=[held_out_clients(experiment)]
-                    )
+                    experiment, cohort = build(group.config), group.config.training.clients_per_round
+                    ground = held_out_clients(experiment, cohort=cohort)
+                    programs[key] = Program(experiment, group.varied, devices, slots=batch * seeds, grounds=[ground])
                 _run(study, programs[key], mine, runs, seeds, budget)
             told(len(study.get_trials(deepcopy=False, states=ended)), trials, _best(study))
         if _best(study) == -math.inf:
@@ -150,15 +167,60 @@ def tune(
 
 @contextmanager
 def _storage(path: Path) -> Iterator[Any]:
-    """Where a study is kept, closed at the end."""
+    """Where a study is kept, closed at the end. It is opened as a file: a URL would read ?, % and # in its name.
+
+    Raises:
+      InputError: the file is damaged or cannot be written.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    storage = None
+    try:
+        if path.exists():
+            with closing(sqlite3.connect(path)) as database:
+                found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+        opened = {"creator": lambda: sqlite3.connect(path), "poolclass": NullPool}
+        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=opened)
+        yield storage
+    except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:120]
+        raise InputError(f"{path}: the study cannot be read or written ({reason}); give another folder") from None
+    finally:
+        if storage is not None:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def _study(storage: Any, path: Path, pruner: Any, search: dict[str, Any]) -> Any:
+    """The study in `storage`, made or gone on with.
+
+    Raises:
+      InputError: it was begun as another search, or is damaged.
+    """
     import optuna
 
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
     try:
-        yield storage
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        study = optuna.create_study(
+            storage=storage, study_name="fedjax_sim", direction="maximize", load_if_exists=True, pruner=pruner
+        )
+        kept, trials = study.user_attrs.get(SEARCH), study.get_trials(deepcopy=False)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, IndexError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise InputError(f"{path}: the study in it is damaged ({reason}); give another folder") from None
+    if kept is None and not trials:
+        study.set_user_attr(SEARCH, search)
+    elif kept != search:
+        kept = kept if isinstance(kept, dict) else {}
+        name = next((name for name, value in search.items() if kept.get(name) != value), "space")
+        was = shown(kept[name]) if name in kept else "not known"
+        raise InputError(
+            f"{path}: its {name} was another ({was}, now {shown(search[name])}); give another folder, or what it was"
+        )
+    return study
 
 
 def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings], seeds: int, budget: Budget) -> None:
@@ -203,6 +265,19 @@ def _check(space: Space, sampler: str) -> None:
             raise InputError(f"--over {path}: a seed is no setting to tune; leave it out, and set seeds")
         if isinstance(entry, Choice) and any(isinstance(value, (list, dict)) for value in entry.values):
             raise InputError(f"--over {path}: lists cannot be searched; sweep over them instead")
+
+
+def _probes(space: Space) -> list[dict[str, Any]]:
+    """Settings in which every choice and both ends of every range occur."""
+    ends = {path: _ends(entry) for path, entry in space.items()}
+    first = {path: values[0] for path, values in ends.items()}
+    return [first, *({**first, path: value} for path, values in ends.items() for value in values[1:])]
+
+
+def _ends(entry: Choice | Range) -> list[Any]:
+    if isinstance(entry, Choice):
+        return list(entry.values)
+    return [int(end) if entry.whole else end for end in (entry.low, entry.high)]
 
 
 def _sampler(name: str, seed: int, batch: int) -> Any:
