@@ -154,10 +154,10 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
         resume(tmp_path / "short")
     one_line(error, "history.jsonl", "round")
     text = (folder / "config.toml").read_text()
-    (folder / "config.toml").write_text(text.replace('name = "logistic"', 'name = "mlp"'))
     with pytest.raises(InputError) as error:
-        resume(folder)
+        resume(folder, overrides=["model.name=mlp"])
     one_line(error, "checkpoints", "remove it")
+    assert (folder / "config.toml").read_text() == text
     (folder / "config.toml").write_text(text.replace("# jax ", "# jax 0.0."))
     with pytest.warns(UserWarning, match=r"begun elsewhere \(jax 0\.0\.") as warned:
         assert resume(folder).status == "finished"

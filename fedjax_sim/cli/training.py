@@ -1,5 +1,6 @@
 """Commands that train: `run`, `resume`, and `config`, which prints what they would use."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,17 +25,28 @@ def run(config: ConfigPath = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted or killed.")]) -> None:
-    """Goes on with a run from its last checkpoint, as if it had never stopped."""
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted or killed.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Goes on with one setting changed, which is recorded; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Goes on with a run from its last checkpoint, as if it had never stopped.
+
+    Settings, data and files must be those that it was begun with, unless --set asks for others.
+    """
     from fedjax_sim._validate import InputError
     from fedjax_sim.experiment.config import load_config
 
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: it holds no config.toml; give the folder of a run")
-    _train(load_config(folder / "config.toml"), folder)
+    _train(load_config(folder / "config.toml", overrides or []), folder, overrides or [])
 
 
-def _train(settings: Any, folder: Path | None) -> None:
+def _train(settings: Any, folder: Path | None, overrides: Sequence[str] = ()) -> None:
     """Runs a configuration, or goes on with the run in `folder`, in front of the user."""
     from fedjax_sim.core.devices import use_cpu_devices
 
@@ -52,7 +64,10 @@ def _train(settings: Any, folder: Path | None) -> None:
     title = f"{settings.algorithm.name} on {settings.data.name}, {settings.model.name}"
     told, stop = stopping(reporter(console, rounds))
     how: dict[str, Any] = {"draw": lambda rows, path: curves(rows, path, title=title), "stop": stop}
-    summary = experiment.run(settings, told, **how) if folder is None else experiment.resume(folder, told, **how)
+    if folder is None:
+        summary = experiment.run(settings, told, **how)
+    else:
+        summary = experiment.resume(folder, told, overrides=overrides, **how)
     for line in closing(summary, rounds):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if summary.status == "interrupted":

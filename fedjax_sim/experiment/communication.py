@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedjax_sim._validate import InputError
-from fedjax_sim.experiment.section import Count, Dial, Fraction, Natural, NotNegative, Positive, Section
+from fedjax_sim.experiment.section import READ, Count, Dial, Fraction, Natural, NotNegative, Positive, Section
 
 
 class Compression(Section):
@@ -62,7 +62,9 @@ class Network(Section):
         default="none",
         description="constant, lognormal, csv, devices, capacity (FedScale's, of inference) or gml; none: no clock",
     )
-    path: str = Field(default="", description="file or folder to read, for csv, devices, capacity and gml")
+    path: Annotated[str, READ] = Field(
+        default="", description="file or folder to read, for csv, devices, capacity and gml"
+    )
     downlink_bps: Positive | None = Field(
         default=None, description="bits a second to a client; the median if lognormal"
     )
@@ -84,7 +86,9 @@ class Network(Section):
         default=(), strict=False, max_length=100_000, description="clients that are slower than their profile says"
     )
     slowdown: float = Field(default=10.0, gt=0, description="how many times slower slow_clients compute and transfer")
-    bandwidth_path: str = Field(default="", description="folder of recorded bandwidths, instead of the profiles'")
+    bandwidth_path: Annotated[str, READ] = Field(
+        default="", description="folder of recorded bandwidths, instead of the profiles'"
+    )
     server_bps: Positive | None = Field(
         default=None, description="the server's own link, shared fairly; none: no limit"
     )
@@ -96,7 +100,9 @@ class Network(Section):
         default=None, description="share of the time, or chance, that a client can be reached; 0.5 if left out"
     )
     availability_seconds: Positive | None = Field(default=None, description="period; a day if left out")
-    availability_path: str = Field(default="", description="table of client, active, inactive in seconds")
+    availability_path: Annotated[str, READ] = Field(
+        default="", description="table of client, active, inactive in seconds"
+    )
     policy: Literal["wait", "deadline", "over_select", "asynchronous"] = Field(
         default="wait", description="whom the server waits for: all, until a deadline, the first, or nobody"
     )

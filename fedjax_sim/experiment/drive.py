@@ -84,19 +84,11 @@ class Driver:
 
     def round_fn(self, lanes: int | None) -> Callable[..., Any]:
         """The round with this width."""
-        training, private = self.experiment.config.training, self.experiment.private
-        work: dict[str, Any] = {
-            "batch_size": training.batch_size,
-            "local_epochs": training.local_epochs,
-            "local_steps": training.local_steps,
-            "devices": self.devices,
-            "lanes": lanes,
-            "local_sampling": private.local_sampling if private else "epochs",
-        }
+        given = work(self.experiment, self.devices, lanes)
         if self.simulation is None or self.turns is None:
-            return make_round(self.experiment.algorithm, **work)
+            return make_round(self.experiment.algorithm, **given)
         how = {"discount": self.simulation.discount, "mixing": self.simulation.mixing}
-        return make_buffered_round(self.experiment.algorithm, **how, **work)
+        return make_buffered_round(self.experiment.algorithm, **how, **given)
 
     def use_lanes(self, lanes: int | None) -> None:
         """Goes on with another width."""
@@ -239,6 +231,19 @@ class Driver:
             if steps is not None:
                 self.steps.append(np.concatenate([steps, rest]))
             yield np.concatenate([ids, rest])
+
+
+def work(experiment: Experiment, devices: list[Any], lanes: int | None) -> dict[str, Any]:
+    """What `make_round` is given beside the algorithm."""
+    training, private = experiment.config.training, experiment.private
+    return {
+        "batch_size": training.batch_size,
+        "local_epochs": training.local_epochs,
+        "local_steps": training.local_steps,
+        "devices": devices,
+        "lanes": lanes,
+        "local_sampling": private.local_sampling if private else "epochs",
+    }
 
 
 def keeps_on_disk(experiment: Experiment) -> bool:

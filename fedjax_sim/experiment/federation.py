@@ -60,7 +60,7 @@ def make_federation(config: Config, changes: Sequence[Change] = (), given: Feder
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
     look_up("heterogeneity.drift", config.heterogeneity.drift, {"none": None, **DRIFTS})
-    settings, data = _dealt(config) if given is None else (_settled(config.data, GIVEN, given, {}), given)
+    settings, data = dealt(config) if given is None else (_settled(config.data, GIVEN, given, {}), given)
     for change in changes:
         data = change(data)
     data = _dialled(config, data)
@@ -108,7 +108,7 @@ def make_cohorts(config: Config, data: FederatedData) -> tuple[Config, Sampler]:
     return config.model_copy(update={"training": training}), sampler
 
 
-def _dealt(config: Config) -> tuple[Data, FederatedData]:
+def dealt(config: Config) -> tuple[Data, FederatedData]:
     """The settings of [data] as they were used, and the federation they give."""
     data = config.data
     if data.name == STORE:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -42,6 +43,18 @@ def make_folder(config: Config) -> Path:
     except OSError as error:
         raise InputError(f"output.folder: {str(folder)!r} cannot be made ({error.strerror}); give another") from None
     raise InputError(f"output.folder: {output.folder!r} holds a thousand runs of this second; give output.name")
+
+
+@contextmanager
+def unless_nothing_comes_of_it(folder: Path) -> Iterator[None]:
+    """The folder of a new run goes again where an error ends it before its first round is written."""
+    try:
+        yield
+    except Exception:
+        history = folder / HISTORY
+        if not history.is_file() or history.stat().st_size == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def refuse_used(output: Output) -> None:
@@ -143,6 +156,11 @@ def read_header(text: str) -> dict[str, str]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` so that the file is there whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` likewise."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

@@ -1,5 +1,7 @@
 """The rounds of a run, call by call: train, record, test, adapt, save."""
 
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim._validate import InputError
 from fedjax_sim.core.buffered import BufferedState
 from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.evaluate import make_evaluation
@@ -19,7 +22,9 @@ from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Saved
 from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
+from fedjax_sim.experiment.folder import HISTORY
 from fedjax_sim.experiment.history import Row, first_not_finite, row_of, with_clock, with_test
+from fedjax_sim.experiment.origin import Origin, identity
 from fedjax_sim.experiment.summary import Divergence
 from fedjax_sim.privacy import Ledger
 
@@ -47,16 +52,30 @@ class Loop:
     """A run between two calls; `steps` goes on from there."""
 
     def __init__(
-        self, experiment: Experiment, devices: list[Any], memory: HostMemory | None, folder: Path, rows: list[Row]
+        self,
+        experiment: Experiment,
+        devices: list[Any],
+        memory: HostMemory | None,
+        folder: Path,
+        rows: list[Row],
+        origin: Origin | None = None,
     ):
-        """Starts a run, or takes it up after the rounds that `rows` tell of, for which there is a checkpoint."""
+        """Starts a run, or takes it up after the rounds that `rows` tell of, for which there is a checkpoint.
+
+        Raises:
+          InputError: a checkpoint or rows that are not of the run that `origin` tells of.
+        """
         self.experiment, self.devices, self.memory, self.folder = experiment, devices, memory, folder
+        self.rows, self.origin, self.written = rows, origin, hashlib.sha256()
+        for row in rows:
+            self.written.update(identity(row))
         config, training = experiment.config, experiment.config.training
         self.done, self.first = len(rows), rows[0] if rows else None
         self.accuracies = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
         self.began, self.base = time.perf_counter(), rows[-1]["elapsed_seconds"] if rows else 0.0
         self.block = min(training.evaluate_every, training.rounds)
         self.driver = Driver(experiment, devices, block=self.block, memory=memory, rows=rows)
+        self.spent = rows[-1].get("epsilon") if rows else None
         self.first_steps = int(planned(config, experiment.data).max())
         self.ledger = None if experiment.private is None else Ledger(experiment.private, experiment.data.num_clients)
         self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
@@ -71,7 +90,9 @@ class Loop:
         lanes = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
         self.undecided = lanes is None and self.driver.turns is None and memory is None
         if self.done:
-            saved = checkpoint.restore(folder, self.done, self.saved(lanes))
+            like = self.saved(lanes)
+            saved = checkpoint.restore(folder, self.done, like)
+            self._check_origin(like, saved)
             self.state, self.best = saved.state, saved.best
             if memory is not None:
                 memory.seen[:] = saved.seen
@@ -91,7 +112,28 @@ class Loop:
         """What a checkpoint holds."""
         seen = np.zeros(0, bool) if self.memory is None else self.memory.seen
         widths, most = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, self.driver.most))
-        return Saved(self.state, self.best, widths, most, seen)
+        mark = "" if self.origin is None else self.origin.mark_of(self.done)
+        marks = (np.frombuffer(each, np.uint8) for each in (bytes.fromhex(mark), self.written.digest()))
+        return Saved(self.state, self.best, widths, most, seen, *marks)
+
+    def _check_origin(self, like: Saved, saved: Saved) -> None:
+        """The checkpoint and the history are of this run."""
+        place = self.folder / checkpoint.FOLDER / str(self.done)
+        if not np.array_equal(like.mark, saved.mark):
+            raise InputError(f"{place}: it is of another run, or of other settings; put this run's own back")
+        if not np.array_equal(like.history, saved.history):
+            raise InputError(
+                f"{self.folder / HISTORY}: rows up to round {self.done} are not those that were written; put them "
+                "back, or start another run"
+            )
+        clock, last = self.driver.clock, self.rows[-1]
+        if clock is not None:
+            clock.ahead(self.done, 0)
+            if not math.isclose(clock.seconds, last["simulated_seconds"], rel_tol=1e-5):
+                raise InputError(
+                    f"network: {last['simulated_seconds']} simulated seconds went by in the rounds done, and would be "
+                    f"{clock.seconds:.7g} now; leave out what changes the clock, or start another run"
+                )
 
     def save(self) -> None:
         """Writes a checkpoint, unless there is one of this round."""
@@ -129,6 +171,8 @@ class Loop:
             seconds = taken
             step = self._recorded(metrics, rounds, cohorts, over)
             self.done += len(step.rows)
+            for row in step.rows:
+                self.written.update(identity(row))
             yield step
             if step.status is not None:
                 return
@@ -167,6 +211,7 @@ class Loop:
                 row["most_steps"] = driver.most
             if self.ledger is not None:
                 epsilon = self.ledger.spend(cohorts[i])
+                self.spent = epsilon = None if epsilon is None else max(epsilon, self.spent or 0.0)
                 row |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
             rows.append(row)
             if metric := first_not_finite(of_round):

@@ -232,6 +232,7 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
             f"tenth {own.global_worst_tenth:.1%}), personal models {own.personal_accuracy:.1%} (worst tenth "
             f"{own.personal_worst_tenth:.1%})."
         )
+    lines += summary.changes
     if summary.status == "interrupted":
         lines.append(f"Go on with: fedjax-sim resume {summary.folder}")
     lines.append(

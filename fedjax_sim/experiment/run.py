@@ -3,7 +3,7 @@
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from fedjax_sim.core.host import HostMemory
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.clients import evaluate_clients
-from fedjax_sim.experiment.config import Config, load_config, to_toml
+from fedjax_sim.experiment.config import Config, to_toml
 from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import (
     CLIENTS,
@@ -28,10 +28,14 @@ from fedjax_sim.experiment.folder import (
     make_folder,
     read_header,
     refuse_used,
+    unless_nothing_comes_of_it,
     write_json,
+    write_text,
 )
 from fedjax_sim.experiment.history import Row, append, cut_history
 from fedjax_sim.experiment.loop import Loop
+from fedjax_sim.experiment.origin import Origin, Seen, asked, changed, read_origin
+from fedjax_sim.experiment.rehearsal import rehearse
 from fedjax_sim.experiment.summary import Summary, summarize
 from fedjax_sim.experiment.tracking import Tracker, several, trackers
 from fedjax_sim.models import save_leaves
@@ -80,27 +84,40 @@ def run(
     refuse_used(config.output)  # before the work of building, too
     tracker = trackers(config.output.track)
     devices = _devices(config)
-    experiment = build(config)
+    experiment = build(config, (seen := Seen()).changes)
+    rehearse(experiment, devices)
+    origin = Origin(seen.ingredients(experiment.config))
     folder = make_folder(experiment.config)
-    with locked(folder):
-        text = header(environment(devices, config)) + to_toml(experiment.config)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        return _train(folder, experiment, devices, [], Audience(reporter or Audience().reporter, draw, stop, tracker))
+    with unless_nothing_comes_of_it(folder), locked(folder):
+        origin.write(folder)
+        _write_config(folder, experiment.config, environment(devices, config))
+        audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
+        return _train(folder, experiment, devices, [], origin, audience)
 
 
 def resume(
     folder: str | Path,
     reporter: Reporter | None = None,
     *,
+    overrides: Sequence[str] = (),
     draw: Callable[[list[Row], Path], Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Goes on with a run that was interrupted or killed, from its last checkpoint, bit for bit as if it never was.
 
-    Rounds that were done after the checkpoint are done again, and their rows replaced. Arguments are those of `run`.
+    Rounds that were done after the checkpoint are done again, and their rows replaced. The run's settings, data and
+    other input files must be those that it was begun with, as `run.json` in its folder has them; [execution] and
+    [output] may differ.
+
+    Args:
+      folder: of the run.
+      reporter: as in `run`, like `draw` and `stop`.
+      overrides: settings to go on with, such as "training.batch_size=32". `run.json` and the summary say from which
+        round on they hold.
 
     Raises:
-      InputError: no such run, one that has ended or is at work, or a checkpoint that does not fit.
+      InputError: no such run, one that has ended or is at work, settings, data, files, a history or a checkpoint that
+        are not the run's own, or a change under which nobody could say what privacy is spent in all.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -108,17 +125,29 @@ def resume(
     with locked(folder):
         if (folder / SUMMARY).is_file() and (status := _status(folder)) != "interrupted":
             raise InputError(f"{folder}: that run has ended ({status}); nothing is left to do")
-        config = load_config(folder / CONFIG)
+        origin = read_origin(folder)
+        config = asked(folder, origin, overrides)
         devices, tracker = _devices(config), trackers(config.output.track)
         _compare(folder, environment(devices, config))
-        experiment = build(config)
+        experiment = build(config, (seen := Seen()).changes)
         done = max(checkpoint.rounds_saved(folder), default=0)
+        change = changed(folder, origin, done, seen.ingredients(experiment.config), overrides)
+        origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
         rows = cut_history(folder / HISTORY, done)
-        return _train(folder, experiment, devices, rows, Audience(reporter or Audience().reporter, draw, stop, tracker))
+        audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
+        return _train(folder, experiment, devices, rows, origin, audience, change is not None)
 
 
-def _train(folder: Path, experiment: Experiment, devices: list[Any], rows: list[Row], audience: Audience) -> Summary:
-    """The rounds after `rows`, and what is left in the folder at the end."""
+def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
+    write_text(folder / CONFIG, header(about) + to_toml(config))
+
+
+def _train(
+    folder: Path, experiment: Experiment, devices: list[Any], rows: list[Row], origin: Origin, audience: Audience,
+    changed: bool = False,
+) -> Summary:  # fmt: skip
+    """The rounds after `rows`, and what is left in the folder at the end. `changed`: the last change of `origin` is to
+    be written, once the checkpoint is known to go with it."""
     config, begun = experiment.config, time.perf_counter()
     before = rows[-1]["elapsed_seconds"] if rows else 0.0
     status, divergence, own_tests = "finished", None, None
@@ -127,7 +156,10 @@ def _train(folder: Path, experiment: Experiment, devices: list[Any], rows: list[
         file.seek(0, 2)
         try:
             audience.reporter.built(experiment, folder)
-            loop = Loop(experiment, devices, memory, folder, rows)
+            loop = Loop(experiment, devices, memory, folder, rows, origin)
+            if changed:  # in this order: a kill in between leaves a change that has to be asked for again
+                _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))
+                origin.write(folder)
             if rows:
                 audience.reporter.advanced(rows)
             audience.tracker.began(config.model_dump(), folder, rows)
@@ -161,6 +193,7 @@ def _train(folder: Path, experiment: Experiment, devices: list[Any], rows: list[
         own_tests=own_tests,
         promise=None if experiment.private is None else experiment.private.statement,
         environment=environment(devices, config),
+        changes=[change.sentence() for change in origin.changes],
     )
     if status != "interrupted":
         for leftover in (checkpoint.FOLDER, MEMORY):

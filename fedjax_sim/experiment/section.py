@@ -14,6 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dial = Annotated[float, Field(ge=0, le=1)]
+READ = "read"  # marks settings that name a file or folder whose content a result depends on
 
 
 class Section(BaseModel):

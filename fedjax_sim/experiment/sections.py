@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedjax_sim.experiment.section import Count, Dial, Fraction, Natural, NotNegative, Positive, Section
+from fedjax_sim.experiment.section import READ, Count, Dial, Fraction, Natural, NotNegative, Positive, Section
 
 
 class Data(Section):
     """Which examples, and who holds them. Options left out take the source's or the partition's own defaults."""
 
     name: str = Field(default="digits", description='data set, or "store" for a federation on disk')
-    path: str = Field(default="", description="file or folder to read, for data sets that are not bundled")
+    path: Annotated[str, READ] = Field(
+        default="", description="file or folder to read, for data sets that are not bundled"
+    )
     label: str | None = Field(default=None, description="name of the label's column, in tables")
     client: str | None = Field(default=None, description="name of the client's column, in tables")
     beta: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of inputs, in synthetic data")
@@ -33,7 +35,9 @@ class Data(Section):
         default=None, description="Dirichlet concentration, smaller is more skew; spread of models, in synthetic data"
     )
     column: str | None = Field(default=None, description="column whose values are the clients")
-    owners: str | None = Field(default=None, description="file with one client number per training example")
+    owners: Annotated[str | None, READ] = Field(
+        default=None, description="file with one client number per training example"
+    )
     labels_per_client: Count | None = Field(default=None, description="labels that a client has")
     shards_per_client: Count | None = Field(default=None, description="shards of sorted labels that a client gets")
     sigma: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of log-normal sizes")
@@ -75,7 +79,7 @@ class Model(Section):
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
         default=(200, 200), strict=False, max_length=64, description="widths of the hidden layers of the MLP"
     )
-    start: str = Field(
+    start: Annotated[str, READ] = Field(
         default="",
         description="parameters to start from: a folder of arrays, such as a run's best_model, or .safetensors; {seed} "
         "in its name stands for training.seed",

@@ -47,6 +47,7 @@ class Summary(NamedTuple):
     epsilon: float | None  # spent, of a private run with a guarantee
     privacy: str | None  # what is guaranteed, or that nothing is
     environment: dict[str, Any]
+    changes: list[str]  # what was changed on the way, a sentence each
 
     def plain(self) -> dict[str, Any]:
         """The summary as it is written."""
@@ -64,6 +65,7 @@ def summarize(
     own_tests: ClientSummary | None,
     promise: str | None,
     environment: dict[str, Any],
+    changes: list[str],
 ) -> Summary:
     """The summary of rows, and of what is not in them."""
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
@@ -92,6 +94,7 @@ def summarize(
         epsilon=rows[-1].get("epsilon") if rows else 0.0 if status == "spent" else None,
         privacy=promise,
         environment=environment,
+        changes=changes,
     )
 
 

@@ -50,6 +50,8 @@ def read_run(folder: str | Path) -> Run:
         notes.append("The last line of history.jsonl is cut off and left out.")
     summary = _summary(folder / "summary.json", notes)
     config, settings = _config(folder / "config.toml", notes)
+    changes = summary.get("changes")
+    notes += [clean(text) for text in changes if isinstance(text, str)] if isinstance(changes, list) else []
     name = clean(folder.name or folder.resolve().name)
     status = clean(summary["status"]) if isinstance(summary.get("status"), str) else "unfinished"
     told = number(summary, "rounds")

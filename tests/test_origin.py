@@ -1,0 +1,296 @@
+"""A run goes on with what it was begun with; results that are kept are found by what made them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import one_line
+from runs import QUICK
+
+from fedjax_sim import InputError
+from fedjax_sim.data import FederatedData, from_clients, open_store, save
+from fedjax_sim.data import fingerprint as of_data
+from fedjax_sim.data.fingerprint import fingerprint, of_path
+from fedjax_sim.experiment.config import Config, load_config
+from fedjax_sim.experiment.explain import settings
+from fedjax_sim.experiment.history import read_history
+from fedjax_sim.experiment.origin import read_origin
+from fedjax_sim.experiment.run import Reporter, resume, run
+from fedjax_sim.experiment.section import READ
+from fedjax_sim.report.read import read_run
+
+
+class After:
+    """Asks for an end once so many calls were made."""
+
+    def __init__(self, calls: int):
+        self.calls = calls
+
+    def __call__(self) -> bool:
+        self.calls -= 1
+        return self.calls <= 0
+
+
+def table(path: Path, seed: int = 0, flipped: bool = False) -> Path:
+    """A table of six hospitals, whose labels follow the sum of its columns, or the contrary."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(240, 3))
+    labels = (inputs.sum(1) > 0) ^ flipped
+    rows = [f"H{i % 6},{','.join(f'{x:.3f}' for x in row)},{int(y)}"
+            for i, (row, y) in enumerate(zip(inputs, labels, strict=True))]  # fmt: skip
+    path.write_text("client,a,b,c,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def stopped(folder: Path, *overrides: str, calls: int = 2) -> Path:
+    """A run that was interrupted after that many rounds."""
+    base = [*QUICK, "training.local_steps=2", f"output.folder={folder.parent}", f"output.name={folder.name}"]
+    assert run(load_config(None, [*base, *overrides]), stop=After(calls)).status == "interrupted"
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted after two of four rounds."""
+    return stopped(tmp_path_factory.mktemp("begun") / "run")
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def federation() -> FederatedData:
+    rng = np.random.default_rng(0)
+    clients = [{"inputs": rng.normal(size=(n, 2)), "labels": rng.integers(0, 2, n)} for n in (3, 0, 5)]
+    data = from_clients(clients, test={f: x[:2] for f, x in clients[0].items()}, classes=2, names=["a", "b", "c"])
+    return data._replace(attributes={"hospital": np.array(["x", "x", "y"])})
+
+
+def test_a_fingerprint_tells_every_part_of_a_federation_and_nothing_else(tmp_path: Path) -> None:
+    data, usual = federation(), fingerprint(federation())
+    assert fingerprint(open_store(save(tmp_path / "store", data))) == usual
+    assert fingerprint(data._replace(source="elsewhere")) == usual
+
+    def differs(other: FederatedData) -> list[str]:
+        found = fingerprint(other)
+        return [name for name in {**usual, **found} if usual.get(name) != found.get(name)]
+
+    inputs, labels = data.examples["inputs"], data.examples["labels"]
+    assert differs(data._replace(examples={"inputs": inputs, "labels": 1 - labels})) == ["train labels"]
+    assert differs(data._replace(examples={"inputs": inputs.astype(np.float32), "labels": labels})) == ["train inputs"]
+    assert differs(data._replace(examples={"inputs": inputs.reshape(-1, 1, 2), "labels": labels})) == ["train inputs"]
+    assert differs(data._replace(offsets=np.array([0, 4, 4, 8]))) == ["clients"]
+    assert differs(data._replace(classes=3)) == ["classes"]
+    assert differs(data._replace(test=None)) == ["test inputs", "test labels"]
+    assert differs(data._replace(attributes={})) == ["attribute hospital"]
+    assert differs(data._replace(names=np.array(["a", "c", "b"]))) == ["names"]
+    local = differs(data._replace(local_test=data.population(lambda tree: tree)))
+    assert local == ["local test inputs", "local test labels", "local test clients"]
+    order = [*range(3, 8), *range(3)]  # the clients the other way round
+    swapped = {field: array[order] for field, array in data.examples.items()}
+    assert differs(data._replace(examples=swapped, offsets=np.array([0, 5, 5, 8]))) == [
+        "train inputs",
+        "train labels",
+        "clients",
+    ]
+
+
+def test_of_what_is_large_blocks_and_the_checksums_of_its_index_are_read(tmp_path: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    clients = [{"inputs": rng.normal(size=(400, 8)), "labels": rng.integers(0, 2, 400)} for _ in range(2)]
+    for name, constant in (("BLOCKS", 4), ("BLOCK_BYTES", 640), ("WHOLE_BYTES", 10_000)):
+        monkeypatch.setattr(of_data, name, constant)
+    first = open_store(save(tmp_path / "first", from_clients(clients, classes=2)))
+    assert fingerprint(open_store(tmp_path / "first")) == fingerprint(first)
+    clients[1]["inputs"][100, 3] += 1  # in none of the blocks
+    second = open_store(save(tmp_path / "second", from_clients(clients, classes=2)))
+    assert fingerprint(second)["train inputs"] != fingerprint(first)["train inputs"]
+    (tmp_path / "a").write_bytes(bytes(20_000))
+    (tmp_path / "b").write_bytes(bytes(19_999) + b"1")
+    assert of_path(tmp_path / "a") != of_path(tmp_path / "b")
+    assert of_path(tmp_path / "missing") == ""
+
+
+def test_every_setting_that_names_a_file_is_known_to(tmp_path: Path) -> None:
+    marked = {path for path, field in settings(Config).items() if READ in field.metadata}
+    named = {path for path, field in settings(Config).items() if "path" in path.partition(".")[2]}
+    assert marked == {*named, "data.owners", "model.start"}
+
+
+# --- what a run was begun with ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("batch_size = 16", "batch_size = 32", "training.batch_size: 16 -> 32"),
+        ("learning_rate = 0.1", "learning_rate = 0.2", "algorithm.learning_rate: 0.1 -> 0.2"),
+        ("rounds = 4", "rounds = 40", "training.rounds: 4 -> 40"),
+        ('name = "fedavg"', 'name = "fedprox"\nmu = 0.5', "algorithm.name: fedavg -> fedprox, algorithm.mu: not set"),
+        ("alpha = 0.3\n", "", "data.alpha: 0.3 -> not set"),
+        ("flip = 0.0", "flip = 0.5", "heterogeneity.flip: 0.0 -> 0.5"),
+    ],
+)
+def test_an_edited_configuration_is_refused_with_what_differs(
+    begun: Path, tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "run"))
+    text = (folder / "config.toml").read_text()
+    assert old in text
+    (folder / "config.toml").write_text(text.replace(old, new, 1))
+    before = contents(folder)
+    with pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, "config.toml", told, "--set")
+    assert contents(folder) == before
+
+
+def test_what_results_do_not_depend_on_may_be_edited(begun: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "run"))
+    text = (folder / "config.toml").read_text().replace("per_client = true", "per_client = false")
+    (folder / "config.toml").write_text(text.replace('lanes = "auto"', "lanes = 2"))
+    summary = resume(folder)
+    assert (summary.status, summary.rounds, summary.changes) == ("finished", 4, [])
+    assert ["per_client" in row for row in read_history(folder / "history.jsonl")] == [True, True, False, False]
+
+
+def test_a_change_that_is_asked_for_is_made_and_written_down(begun: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "run"))
+    before = read_history(folder / "history.jsonl")
+    summary = resume(folder, overrides=["training.batch_size=32", "training.rounds=6"], stop=After(1))
+    told = "from round 3 on: training.rounds: 4 -> 6, training.batch_size: 16 -> 32"
+    assert (summary.status, summary.rounds) == ("interrupted", 3)
+    assert told in summary.changes[0]
+    assert load_config(folder).training.batch_size == 32
+    change = read_origin(folder).changes[0]
+    assert (change.round, change.settings) == (2, {"training.rounds": [4, 6], "training.batch_size": [16, 32]})
+    assert read_origin(folder).begun.settings["training.batch_size"] == 16
+    summary = resume(folder)  # as it is now, without asking again
+    assert (summary.status, summary.rounds) == ("finished", 6)
+    assert json.loads((folder / "summary.json").read_text())["changes"] == summary.changes == [summary.changes[0]]
+    rows = read_history(folder / "history.jsonl")
+    assert rows[:2] == before
+    assert any(told in note for note in read_run(folder).notes)
+    with pytest.raises(InputError) as error:
+        resume(Path(shutil.copytree(begun, tmp_path / "moved")), overrides=["output.name=other"])
+    one_line(error, "output.name", "stays")
+
+
+def test_other_data_are_refused_unless_they_are_asked_for(tmp_path: Path) -> None:
+    path = table(tmp_path / "study.csv")
+    folder = stopped(tmp_path / "run", "data.name=csv", f"data.path={path}")
+    whole, before = path.read_bytes(), contents(folder)
+    table(path, flipped=True)
+    with pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, str(folder), "train labels", "test labels", "start another run")
+    table(path, seed=1)
+    with pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, "train inputs")
+    assert contents(folder) == before
+    path.write_bytes(whole)
+    shutil.copytree(folder, tmp_path / "again")
+    assert resume(tmp_path / "again").status == "finished"
+    table(path, flipped=True)
+    summary = resume(folder, overrides=[f"data.path={path}"])
+    assert "other data in train labels" in summary.changes[0]
+
+
+def test_other_files_that_settings_name_are_refused_too(tmp_path: Path) -> None:
+    np.savetxt(owners := tmp_path / "owners.txt", np.arange(1437) % 5, fmt="%d")
+    first = stopped(tmp_path / "first", calls=1)
+    resume(first)
+    network = tmp_path / "network.csv"
+    network.write_text("downlink_bps,uplink_bps,seconds_per_step\n" + "1e6,1e6,0.1\n" * 5)
+    model = shutil.copytree(first / "model", tmp_path / "model")
+    folder = stopped(tmp_path / "run", "data.partition=list", f"data.owners={owners}", f"model.start={model}",
+                     "network.profiles=csv", f"network.path={network}")  # fmt: skip
+    assert set(read_origin(folder).begun.files) == {"model.start", "network.path"}
+    for path, end, told in (
+        (network, b"2\n", "network.path"),
+        (sorted(model.iterdir())[0], b"1", "model.start"),
+        (owners, b"0\n", "clients"),
+    ):
+        kept = path.read_bytes()
+        path.write_bytes(kept[: -len(end)] + end)
+        with pytest.raises(InputError) as error:
+            resume(folder)
+        one_line(error, told, "start another run")
+        path.write_bytes(kept)
+    assert resume(folder).status == "finished"
+
+
+def test_a_history_or_checkpoint_of_another_run_is_refused(begun: Path, tmp_path: Path) -> None:
+    other = stopped(tmp_path / "other", "training.seed=1")
+    for name, parts in (("history.jsonl", ("history.jsonl", "not those")), ("checkpoints", ("checkpoints", "another"))):
+        folder = Path(shutil.copytree(begun, tmp_path / name))
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+        copy = shutil.copytree if (other / name).is_dir() else shutil.copy
+        copy(other / name, folder / name)
+        with pytest.raises(InputError) as error:
+            resume(folder)
+        one_line(error, *parts)
+    folder = Path(shutil.copytree(begun, tmp_path / "unknown"))
+    (folder / "run.json").unlink()
+    with pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, "run.json", "run it again")
+    for text in ("", "[]", "{}", '{"begun": 1}', "[" * 3000, "nonsense"):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(InputError) as error:
+            resume(folder)
+        one_line(error, "run.json", "damaged")
+
+
+def test_a_change_that_moves_the_clock_is_refused(tmp_path: Path) -> None:
+    folder = stopped(tmp_path / "run", "network.profiles=constant", "network.uplink_bps=1e6")
+    with pytest.raises(InputError) as error:
+        resume(folder, overrides=["network.uplink_bps=2e6"])
+    one_line(error, "network", "simulated seconds")
+    assert resume(folder, overrides=["algorithm.learning_rate=0.2"]).status == "finished"
+
+
+# --- a folder is made when everything that can be checked has been ---------------------------------------------------
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    clients = [{"inputs": rng.normal(size=(20, 4)), "labels": rng.integers(0, 2, 20)} for _ in range(3)]
+    store = save(tmp_path / "store", from_clients(clients, test=clients[0], classes=2))
+    for field, damage, overrides in (
+        ("train.labels", 5, ()),
+        ("test.labels", 5, ()),
+        ("", 0, ("data.name=digits", "data.path=", "training.adapt_steps=adacomm", "execution.memory=stream")),
+    ):
+        if field:
+            np.save(tmp_path / "kept.npy", array := np.load(store / f"{field}.npy"))
+            array[3] = damage
+            np.save(store / f"{field}.npy", array)
+        given = [*QUICK, "data.name=store", f"data.path={store}", f"output.folder={tmp_path / 'runs'}", *overrides]
+        for more in ((), ("output.name=named",)):
+            with pytest.raises(InputError) as error:
+                run(load_config(None, [*given, *more]))
+            one_line(error, "labels" if field else "adapt_steps")
+            assert not (tmp_path / "runs").exists()
+        if field:
+            shutil.copy(tmp_path / "kept.npy", store / f"{field}.npy")
+
+
+def test_a_run_that_fails_before_its_first_round_is_done_leaves_no_folder(tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    given = [*QUICK, f"output.folder={tmp_path / 'runs'}", "output.name=failing"]
+    with pytest.raises(MemoryError):
+        run(load_config(None, given), Reporter(fail, lambda rows: None, lambda: None))
+    assert not (tmp_path / "runs" / "failing").exists()
+    with pytest.raises(MemoryError):
+        run(load_config(None, given), Reporter(lambda experiment, folder: None, fail, lambda: None))
+    assert len(read_history(tmp_path / "runs" / "failing" / "history.jsonl")) == 1
