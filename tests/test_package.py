@@ -130,6 +130,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
         (
             "data.arrays",
+            "data.convert",
             "data.federated",
             "data.synthetic",
             "data.sources.places",

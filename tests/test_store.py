@@ -125,7 +125,7 @@ def test_bad_clients_are_named_and_nothing_is_left(tmp_path: Path, clients, part
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("labels", [np.array([0, 3]), np.array([-1, 0]), np.array([0.0, 1.0])])
+@pytest.mark.parametrize("labels", [np.array([0, 3]), np.array([-1, 0]), np.array([0.5, 1.0])])
 def test_labels_that_are_no_classes(tmp_path: Path, labels: np.ndarray):
     clients = [{"inputs": np.zeros((2, 1)), "labels": labels}]
     for make in (lambda: write_store(tmp_path / "a", clients, classes=3), lambda: from_clients(clients, classes=3)):

@@ -232,14 +232,16 @@ def test_images_with_class_labels_and_their_own_split(tmp_path: Path, mode: str,
     whole = datasets.Dataset.from_dict(rows, features=features)
     splits = {"train": whole.select(range(4)), "test": whole.select([4, 5]), "validation": whole.select([0])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    data = huggingface(path=str(tmp_path / "saved"), client="writer")
+    with pytest.warns(UserWarning, match="train and validation rows are trained on, test rows are the test set"):
+        data = huggingface(path=str(tmp_path / "saved"), client="writer")
     expected = np.stack(pixels).reshape(6, 5, 4, -1)
-    np.testing.assert_array_equal(data.train["inputs"], expected[:4])
+    np.testing.assert_array_equal(data.train["inputs"], expected[[0, 1, 2, 3, 0]])
     np.testing.assert_array_equal(data.test["inputs"], expected[4:])
     assert (data.classes, data.train["inputs"].dtype) == (3, np.uint8)  # no unicorn is there
     assert data.test["labels"].tolist() == [1, 0]
-    assert data.columns["id"].tolist() == [0, 1, 2, 3]
-    assert by_column(data).sizes.tolist() == [2, 2]
+    assert data.columns["id"].tolist() == [0, 1, 2, 3, 0]
+    assert data.columns["split"].tolist() == ["train"] * 4 + ["validation"]
+    assert by_column(data).sizes.tolist() == [3, 2]
 
 
 def test_wrong_images_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,19 @@ import numpy as np
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Population
-from fedjax_sim.data.federated import Columns, Dataset, Examples, FederatedData, checked, client_names, offsets_of
+from fedjax_sim.data.convert import told_apart
+from fedjax_sim.data.federated import (
+    Columns,
+    Dataset,
+    Examples,
+    FederatedData,
+    check_values,
+    checked,
+    client_names,
+    offsets_of,
+    with_bytes,
+    with_classes,
+)
 
 
 def federate(
@@ -30,7 +42,7 @@ def federate(
     Raises:
       InputError: no clients, a row number out of range or used twice, or NaN and the like in the data.
     """
-    train, test = checked("train", dataset.train), checked("test", dataset.test)
+    train, test = _trained_on(dataset)
     total = len(next(iter(train.values())))
     for i, part in enumerate(parts):
         if np.ndim(part) != 1 or (len(part) and np.asarray(part).dtype.kind not in "iu"):
@@ -52,7 +64,7 @@ def federate(
     examples, offsets = _laid_out(train, kept)
     attributes = _constant_columns(dataset.columns, parts)
     listed = client_names(len(parts), names)
-    return FederatedData(examples, offsets, test, listed, local_test, attributes, dataset.classes, dataset.source)
+    return FederatedData(examples, offsets, test, listed, local_test, attributes, *_about(dataset))
 
 
 def by_column(dataset: Dataset, column: str = "client") -> FederatedData:
@@ -66,14 +78,16 @@ def by_column(dataset: Dataset, column: str = "client") -> FederatedData:
     """
     if column not in dataset.columns:
         raise InputError(f"column: {column!r} is not in {dataset.source}; it has {sorted(dataset.columns) or 'none'}")
-    train, test = checked("train", dataset.train), checked("test", dataset.test)
+    train, test = _trained_on(dataset)
     _check_columns("columns", dataset.columns, train)
     _check_columns("test_columns", dataset.test_columns, test)
-    names, owner = np.unique(dataset.columns[column], return_inverse=True)
+    names, owner = np.unique(_stripped(dataset.columns[column]), return_inverse=True)
+    if names.dtype.kind == "U":
+        told_apart(f"column {column!r}", names.tolist())
     parts = _grouped(owner, len(names))
     local_test = None
     if column in dataset.test_columns:
-        values = dataset.test_columns[column]
+        values = _stripped(dataset.test_columns[column])
         place = np.minimum(np.searchsorted(names, values), len(names) - 1)
         strangers = names[place] != values
         if strangers.any():
@@ -85,7 +99,28 @@ def by_column(dataset: Dataset, column: str = "client") -> FederatedData:
     columns = {name: values for name, values in dataset.columns.items() if name != column}
     attributes = _constant_columns(columns, parts)
     listed = client_names(len(names), [str(name) for name in names])
-    return FederatedData(examples, offsets, test, listed, local_test, attributes, dataset.classes, dataset.source)
+    return FederatedData(examples, offsets, test, listed, local_test, attributes, *_about(dataset))
+
+
+def _trained_on(dataset: Dataset) -> tuple[Examples, Examples]:
+    """Training and test examples, with labels as classes and images of whole numbers from 0 to 255 as uint8."""
+    train, test = (
+        with_classes(where, checked(where, part), dataset.classes)
+        for where, part in (("train", dataset.train), ("test", dataset.test))
+    )
+    for where, part in (("train", train), ("test", test)):
+        check_values(where, part, None, dataset.vocabulary)
+    scaled = with_bytes(train, test) if dataset.vocabulary is None else (train, test)
+    return scaled[0], scaled[1] or test
+
+
+def _about(dataset: Dataset) -> tuple[int, str, int | None]:
+    """What federations know of their data: `classes`, `source` and `vocabulary`."""
+    return dataset.classes, dataset.source, dataset.vocabulary
+
+
+def _stripped(values: np.ndarray) -> np.ndarray:
+    return np.char.strip(values) if values.dtype.kind == "U" else values
 
 
 def _check_columns(where: str, columns: Columns, examples: Examples) -> None:

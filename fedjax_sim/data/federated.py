@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, shown, whole
 from fedjax_sim.core.types import Population
+from fedjax_sim.data.convert import as_bytes, check_classes, class_labels, narrowed, pixels, tell_of_pixels
 
 Examples = dict[str, np.ndarray]  # field -> array [total, ...], all of one length
 Columns = Mapping[str, np.ndarray]  # name -> array [total] of numbers or strings, which describe and are not trained on
 NOTHING: Columns = MappingProxyType({})
-
-_DEVICE_DTYPES = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
 
 
 class Dataset(NamedTuple):
@@ -30,6 +29,7 @@ class Dataset(NamedTuple):
     source: str  # where it comes from, in a few words
     columns: Columns = NOTHING  # facts about the training rows, such as "client", "hospital", "role"
     test_columns: Columns = NOTHING  # the same facts about the test rows, or nothing where the test set is global
+    vocabulary: int | None = None  # number of codes, where inputs are codes of characters or words
 
 
 class FederatedData(NamedTuple):
@@ -43,6 +43,7 @@ class FederatedData(NamedTuple):
     attributes: Columns = NOTHING  # facts about the clients, such as "hospital" or "scanner": arrays [N]
     classes: int | None = None  # number of classes, where labels are classes
     source: str = ""  # where it comes from, in a few words
+    vocabulary: int | None = None  # number of codes, where inputs are codes of characters or words
 
     @property
     def num_clients(self) -> int:
@@ -88,15 +89,15 @@ class FederatedData(NamedTuple):
           place: puts a pytree of host arrays where the round wants it.
 
         Raises:
-          InputError: more rows than int32 can address, an integer that does not fit in 32 bits, or labels that are no
-            classes where these are set.
+          InputError: more rows than int32 can address, a number that does not fit in 32 bits, or labels that are no
+            classes and inputs that are no codes where these are set.
         """
         total = int(self.offsets[-1])
         if total >= 2**31:
             raise InputError(
                 f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}, or stream"
             )
-        check_labels("examples", self.examples, self.classes)
+        check_values("examples", self.examples, self.classes, self.vocabulary)
         examples = {field: narrowed(field, array) for field, array in self.examples.items()}
         return Population(*place((examples, self.offsets.astype(np.int32))))
 
@@ -108,38 +109,40 @@ def _rows_of(held: Population, index: int) -> Examples:
     return {field: array[start:stop] for field, array in held.examples.items()}
 
 
-def check_labels(where: str, examples: Examples, classes: int | None) -> None:
-    """Labels are whole numbers from 0 to `classes - 1`, where there are labels and classes are set.
+def check_values(where: str, examples: Examples, classes: int | None, vocabulary: int | None) -> None:
+    """Where they are set, labels are one whole number a row below `classes`, and inputs are such below `vocabulary`.
 
     Raises:
       InputError: others; the message begins with `where`.
     """
-    labels = examples.get("labels")
-    if labels is None or classes is None or labels.size == 0:
-        return
-    low, high = labels.min(), labels.max()
-    if labels.dtype.kind not in "iub" or low < 0 or high >= classes:
-        given = f"{labels.dtype} from {low} to {high}"
-        raise InputError(f"{where}, field 'labels': {given}; give whole numbers from 0 to {classes - 1}")
+    labels, inputs = examples.get("labels"), examples.get("inputs")
+    if labels is not None and classes is not None:
+        at = f"{where}, field 'labels'"
+        if labels.dtype.kind not in "iu":
+            raise InputError(f"{at}: {labels.dtype}; give whole numbers from 0 to {classes - 1}")
+        check_classes(at, labels, classes)
+    if inputs is not None and vocabulary is not None and inputs.size:
+        codes = inputs.dtype.kind in "iu"
+        if not codes or inputs.min() < 0 or inputs.max() >= vocabulary:
+            given = f"{inputs.dtype} from {inputs.min()} to {inputs.max()}"
+            raise InputError(f"{where}, field 'inputs': {given}; give codes, whole numbers from 0 to {vocabulary - 1}")
 
 
-def narrowed(field: str, array: np.ndarray) -> np.ndarray:
-    """`array` in a dtype that devices hold: 64-bit numbers become 32-bit ones, in the machine's byte order.
+def with_classes(where: str, examples: Examples, classes: int | None) -> Examples:
+    """`examples` whose labels, where classes are set, are one class a row; booleans and one-hot rows become such."""
+    if classes is None or "labels" not in examples:
+        return examples
+    return {**examples, "labels": class_labels(f"{where}, field 'labels'", examples["labels"], classes)}
 
-    Raises:
-      InputError: an integer that does not fit in 32 bits.
-    """
-    dtype = _DEVICE_DTYPES.get(array.dtype.name)
-    if dtype is None:
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.kind in "iu" and array.size:
-        low, high = int(array.min()), int(array.max())
-        allowed = np.iinfo(dtype)
-        if low < allowed.min or high > allowed.max:
-            raise InputError(
-                f"field {field!r}: values from {low} to {high} exceed {np.dtype(dtype).name}; give smaller numbers"
-            )
-    return array.astype(dtype)
+
+def with_bytes(train: Examples, test: Examples | None) -> tuple[Examples, Examples | None]:
+    """Both with images of whole numbers from 0 to 255 as uint8, which the models scale; a warning tells of it."""
+    parts = [part for part in (train, test) if part is not None]
+    if any("inputs" not in part for part in parts) or not pixels([part["inputs"] for part in parts]):
+        return train, test
+    tell_of_pixels("field 'inputs'", train["inputs"].dtype, depth=4)
+    done = [{**part, "inputs": as_bytes("field 'inputs'", part["inputs"])} for part in parts]
+    return done[0], done[1] if len(done) > 1 else None
 
 
 def checked(where: str, examples: Any) -> Examples:
@@ -163,7 +166,8 @@ def checked(where: str, examples: Any) -> Examples:
                 f"{at}: rows of different shapes; give an array with one shape for every example"
             ) from None
         if array.dtype.kind not in "buif":
-            raise InputError(f"{at}: dtype {array.dtype} is not trained on; give booleans, integers or floats")
+            value = f", {shown(array.reshape(-1)[0])} for instance," if array.size else ""
+            raise InputError(f"{at}: dtype {array.dtype}{value} is not trained on; give booleans, integers or floats")
         if array.ndim == 0:
             raise InputError(f"{at}: a single number; give an array with one row per example")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -198,8 +202,12 @@ def from_clients(
     names: Sequence[str] | None = None,
     classes: int | None = None,
     source: str = "",
+    vocabulary: int | None = None,
 ) -> FederatedData:
     """A federation from each client's own arrays, which are copied.
+
+    Where classes are set, labels may be booleans, whole floats, [n, 1] or one-hot rows; they become integers [n].
+    Images of whole numbers from 0 to 255 become uint8, which the models divide by 255; a warning tells of it.
 
     Args:
       clients: one dict per client, field -> array [examples, ...]; a client may have no examples.
@@ -207,17 +215,20 @@ def from_clients(
       names: one name per client, by default client_0, client_1, ...
       classes: number of classes, where "labels" are classes.
       source: where the data come from, in a few words.
+      vocabulary: number of codes, where "inputs" are codes of characters or words, [examples, length].
 
     Raises:
       InputError: no clients or no examples at all; fields, dtypes or shapes that differ between clients or from the
-      test set; fields of different lengths; NaN, infinities, or objects.
+      test set; fields of different lengths; NaN, infinities, or objects; labels that are no classes.
     """
     if len(clients) == 0:
         raise InputError("clients: the list is empty; give at least one client")
-    arrays = [checked(f"client {i}", client) for i, client in enumerate(clients)]
+    if classes is not None:
+        whole("classes", classes, least=2)
+    arrays = [with_classes(f"client {i}", checked(f"client {i}", client), classes) for i, client in enumerate(clients)]
     for i, client in enumerate(arrays):
         same_fields(f"client {i}", client, "client 0", arrays[0])
-    held = None if test is None else checked("test", test)
+    held = None if test is None else with_classes("test", checked("test", test), classes)
     if held is not None:
         same_fields("test", held, "client 0", arrays[0])
     sizes = [len(next(iter(client.values()))) for client in arrays]
@@ -225,9 +236,12 @@ def from_clients(
         raise InputError(f"clients: none of the {len(arrays)} has an example; give at least one example")
     examples = {field: np.concatenate([client[field] for client in arrays]) for field in arrays[0]}
     for where, part in (("clients", examples), ("test", held or {})):
-        check_labels(where, part, classes)
+        check_values(where, part, None, vocabulary)
+    if vocabulary is None:
+        examples, held = with_bytes(examples, held)
     listed = client_names(len(arrays), names)
-    return FederatedData(examples, offsets_of(sizes), held, listed, classes=classes, source=source)
+    offsets = offsets_of(sizes)
+    return FederatedData(examples, offsets, held, listed, classes=classes, source=source, vocabulary=vocabulary)
 
 
 def offsets_of(sizes: Sequence[int]) -> np.ndarray:

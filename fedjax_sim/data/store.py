@@ -25,7 +25,16 @@ from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Population
 from fedjax_sim.data.arrays import open_npy
-from fedjax_sim.data.federated import NOTHING, Examples, FederatedData, check_labels, checked, same_fields
+from fedjax_sim.data.convert import as_bytes, pixels, tell_of_pixels
+from fedjax_sim.data.federated import (
+    NOTHING,
+    Examples,
+    FederatedData,
+    check_values,
+    checked,
+    same_fields,
+    with_classes,
+)
 
 INDEX, FORMAT, VERSION = "federation.json", "fedjax_sim federation", 1
 
@@ -71,11 +80,31 @@ class _Growing:
                 "sha256_of_data": self.digest.hexdigest()}  # fmt: skip
 
 
+class _Values:
+    """What all examples of a federation are turned into; the first client with any decides about images."""
+
+    def __init__(self, classes: int | None, vocabulary: int | None):
+        self.classes, self.vocabulary = classes, vocabulary
+        self.bytes: bool | None = None if vocabulary is None else False  # images of whole numbers become uint8
+
+    def __call__(self, where: str, examples: Mapping[str, Any]) -> Examples:
+        arrays = with_classes(where, checked(where, examples), self.classes)
+        check_values(where, arrays, None, self.vocabulary)
+        inputs = arrays.get("inputs")
+        if inputs is None:
+            return arrays
+        if self.bytes is None and len(inputs):
+            self.bytes = pixels([inputs])
+            if self.bytes:
+                tell_of_pixels("field 'inputs'", inputs.dtype, depth=6)
+        return {**arrays, "inputs": as_bytes(f"{where}, field 'inputs'", inputs)} if self.bytes else arrays
+
+
 class _Part:
     """The growing files of one set of clients' examples."""
 
-    def __init__(self, folder: Path, prefix: str, classes: int | None, stack: ExitStack):
-        self.folder, self.prefix, self.classes, self.stack = folder, prefix, classes, stack
+    def __init__(self, folder: Path, prefix: str, values: _Values, stack: ExitStack):
+        self.folder, self.prefix, self.values, self.stack = folder, prefix, values, stack
         self.first: Examples = {}  # the first client's, as the model of all others
         self.files: dict[str, _Growing] = {}
         self.offsets = self.open("offsets", np.zeros(1, np.int64))
@@ -87,7 +116,7 @@ class _Part:
         return file
 
     def add(self, where: str, examples: Mapping[str, Any]) -> None:
-        arrays = checked(where, examples)
+        arrays = self.values(where, examples)
         if not self.files:
             for field in arrays:
                 if not field.isidentifier() or field == "offsets":
@@ -95,7 +124,6 @@ class _Part:
             self.first = {field: array[:0].copy() for field, array in arrays.items()}
             self.files = {field: self.open(field, array) for field, array in arrays.items()}
         same_fields(where, arrays, "client 0", self.first)
-        check_labels(where, arrays, self.classes)
         for field, array in arrays.items():
             self.files[field].append(array)
         self.offsets.append(np.array([next(iter(self.files.values())).rows], np.int64))
@@ -112,8 +140,12 @@ def write_store(
     test: Mapping[str, Any] | None = None,
     classes: int | None = None,
     source: str = "",
+    vocabulary: int | None = None,
 ) -> Path:
     """Writes a federation client by client; memory does not grow with its size, but for names and attributes.
+
+    Labels and images are turned into what is trained on as `from_clients` does; whether inputs are images of whole
+    numbers from 0 to 255 is known from the first client that has examples.
 
     All goes into `folder.partial`, which becomes `folder` when everything is on the disk; an error removes it.
 
@@ -123,6 +155,7 @@ def write_store(
       test: the global test set, with the same fields.
       classes: number of classes.
       source: where the data come from, in a few words.
+      vocabulary: number of codes, where "inputs" are codes of characters or words.
 
     Returns:
       The folder.
@@ -146,8 +179,8 @@ def write_store(
         raise InputError(f"{partial}: it cannot be made ({error.strerror}); give another folder") from None
     try:
         with ExitStack() as stack:
-            index = _write(partial, clients, test, classes, stack)
-        index |= {"classes": classes, "source": source}
+            index = _write(partial, clients, test, _Values(classes, vocabulary), stack)
+        index |= {"classes": classes, "source": source, "vocabulary": vocabulary}
         with open(partial / INDEX, "w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "version": VERSION, **index}, file, indent=1)
             file.flush()
@@ -163,10 +196,10 @@ def _write(
     folder: Path,
     clients: Iterable[ClientRecord | Mapping[str, Any]],
     test: Mapping[str, Any] | None,
-    classes: int | None,
+    made: _Values,
     stack: ExitStack,
 ) -> dict[str, Any]:
-    train, local, count = _Part(folder, "train", classes, stack), None, 0
+    train, local, count = _Part(folder, "train", made, stack), None, 0
     names: list[str] = []
     attributes: dict[str, list[Any]] = {}
     kind: Any = None
@@ -175,7 +208,7 @@ def _write(
         has = (record.name is not None, record.test is not None, set(record.attributes))
         if i == 0:
             kind, attributes = has, {name: [] for name in record.attributes}
-            local = None if record.test is None else _Part(folder, "local_test", classes, stack)
+            local = None if record.test is None else _Part(folder, "local_test", made, stack)
         if has != kind:
             raise InputError(
                 f"client {i}: it has no name, test or attributes like client 0's; give all clients the same"
@@ -197,9 +230,8 @@ def _write(
     if names:
         index["names"] = _whole(folder / "names.npy", np.array(names))
     if test is not None:
-        held = checked("test", test)
+        held = made("test", test)
         same_fields("test", held, "client 0", train.first)
-        check_labels("test", held, classes)
         index["test"] = {field: _whole(folder / f"test.{field}.npy", array) for field, array in held.items()}
     for name in attributes:
         if not name.isidentifier():
@@ -227,7 +259,8 @@ def save(folder: str | Path, data: FederatedData) -> Path:
             attributes = {name: values[i].item() for name, values in data.attributes.items()}
             yield ClientRecord(data.client(i), None if data.names is None else data.name(i), test, attributes)
 
-    return write_store(folder, records(), test=data.test, classes=data.classes, source=data.source)
+    about = {"classes": data.classes, "source": data.source, "vocabulary": data.vocabulary}
+    return write_store(folder, records(), test=data.test, **about)
 
 
 def open_store(folder: str | Path, *, verify: bool = False) -> FederatedData:
@@ -254,6 +287,7 @@ def open_store(folder: str | Path, *, verify: bool = False) -> FederatedData:
             local_test=read.part(index["local_test"], clients) if "local_test" in index else None,
             attributes={name: read(entry, clients) for name, entry in index["attributes"].items()},
             classes=index["classes"],
+            vocabulary=index.get("vocabulary"),
             source=str(index["source"]) or f"federation in {folder}",
         )
     except FileNotFoundError:

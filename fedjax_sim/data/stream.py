@@ -16,7 +16,8 @@ import numpy as np
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Cohort
-from fedjax_sim.data.federated import FederatedData, check_labels, narrowed
+from fedjax_sim.data.convert import narrowed
+from fedjax_sim.data.federated import FederatedData, check_values
 
 
 def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> Cohort:
@@ -42,7 +43,7 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
         out = np.zeros((length, *array.shape[1:]), array.dtype)
         _read(array, firsts, sizes, out)
         examples[field] = narrowed(field, out)
-    check_labels("cohort", examples, data.classes)
+    check_values("cohort", examples, data.classes, data.vocabulary)
     ids, starts, sizes, held = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
     return Cohort(ids, starts, sizes, held, examples)
 

@@ -1,6 +1,7 @@
 """What loaders share: test rows, classes out of labels, standardised features, tables of columns. NumPy alone."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,9 +9,16 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError, shown
+from fedjax_sim.data.convert import told_apart
 from fedjax_sim.data.federated import Dataset
 
-MISSING = ("", "?", "nan")
+MISSING = frozenset({"", "?", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "-nan", "<na>", "nat", "null"})  # any case
+MISSING_AS_WRITTEN = frozenset({"None"})  # Python's; "none" may be a class, such as no disease
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.ASCII | re.IGNORECASE)
+FEW_CLASSES, FEW_ROWS = 20, 10  # more whole numbers than this, most with fewer rows, are no classes
+# what pandas calls the index of rows where it has no name
+PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: ?\d+", re.IGNORECASE)
+ROW_NUMBER = re.compile(r"(.*[\s_.-])?(id|index|idx|row|nr|no)|row.?(id|no|nr|num|number|index|names?)", re.IGNORECASE)
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -49,33 +57,55 @@ def draw_test_rows(fraction: float, seed: int, groups: np.ndarray, *, stratify: 
     return chosen
 
 
-def encode_labels(where: str, values: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, list[Any]]:
-    """Classes for labels that are integers, strings of integers, or other strings.
+def encode_labels(
+    where: str, values: Sequence[Any] | np.ndarray, *, any_number: bool = True
+) -> tuple[np.ndarray, list[Any]]:
+    """Classes for labels that are integers, strings of integers, or other strings; blanks around strings do not count.
 
     Args:
       where: what the error begins with.
       values: one label a row; none may be missing.
+      any_number: take whole numbers for classes however many there are. Otherwise more than `FEW_CLASSES` are refused
+        if most have fewer than `FEW_ROWS` rows and numbers between them are absent, or half of the rows have one of
+        their own: they are numbers to predict.
 
     Returns:
       int32[n] and the labels that the classes stand for: integers in numerical order, other strings sorted.
 
     Raises:
-      InputError: the labels are fractions.
+      InputError: the labels are fractions, or whole numbers that are no classes.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
-        texts = [str(value) for value in values]
-        try:
-            numbers = [float(text) for text in texts]
-        except ValueError:
-            listed, codes = np.unique(np.asarray(texts), return_inverse=True)
-            return codes.astype(np.int32), [str(name) for name in listed]
-        whole = all(re.fullmatch(r"[+-]?\d{1,18}", text.strip()) for text in texts)
-        array = np.asarray([int(text) for text in texts] if whole else numbers)
-    if array.dtype.kind == "f" and (wrong := np.flatnonzero(array != np.rint(array))).size:
-        raise InputError(f"{where}: {shown(float(array[wrong[0]]))} is no class; give integers or strings as labels")
-    listed, codes = np.unique(array, return_inverse=True)
+        texts = np.array([str(value).strip() for value in values])
+        distinct, place = np.unique(texts, return_inverse=True)
+        if not all(NUMBER.fullmatch(text) for text in distinct):
+            told_apart(where, distinct.tolist())
+            return place.astype(np.int32), [str(name) for name in distinct]
+        array = _numbers(distinct.tolist())[place]
+    if array.dtype.kind == "f" and (wrong := np.flatnonzero((array != np.rint(array)) | np.isinf(array))).size:
+        raise InputError(f"{where}: {shown(float(array[wrong[0]]))} is no class; {_BIN}")
+    listed, codes, rows = np.unique(array, return_inverse=True, return_counts=True)
+    if not any_number and len(listed) > FEW_CLASSES:
+        absent = int(listed[-1]) - int(listed[0]) >= len(listed)
+        if (absent and np.median(rows) < FEW_ROWS) or 2 * len(listed) > len(codes):
+            raise InputError(
+                f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} in {len(codes)} rows "
+                f"are no classes; {_BIN}"
+            )
     return codes.astype(np.int32), [int(value) for value in listed]
+
+
+def _numbers(texts: Sequence[str]) -> np.ndarray:
+    """Numbers for texts that are some; whole ones exactly, however long."""
+    if not all(re.fullmatch(r"[+-]?\d{1,4000}", text) for text in texts):
+        return np.array([float(text) for text in texts])
+    return np.array([int(text) for text in texts], np.int64 if max(map(len, texts)) <= 18 else object)
+
+
+_BIN = (
+    "numbers cannot be predicted yet, so put them into ranges, or, if they name classes, write them as text such as c17"
+)
 
 
 def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +125,7 @@ class Table(NamedTuple):
     row: Callable[[int], str]  # "line 7" for row 5
     training: int | None = None  # rows before the test rows, where the data bring their own split
     classes: int | None = None  # how many there are, where labels are classes from 0 already
+    index: frozenset[str] = frozenset()  # columns that pandas keeps as the index of the rows
 
 
 def split_table(table: Table, label: str, client: str, test_fraction: float, seed: int, source: str) -> Dataset:
@@ -102,6 +133,8 @@ def split_table(table: Table, label: str, client: str, test_fraction: float, see
 
     Features are float32 [n, features] in the order of the columns, standardised with the training mean and deviation.
     Columns whose name begins with "@" are facts: they are kept under the rest of their name and not trained on.
+    Columns that only number the rows are left out, and a warning names them: what pandas keeps as the index, and those
+    called id, index, row and the like whose values are whole numbers, all different.
 
     Raises:
       InputError: a column that is not there, no features, a missing value, or text in a feature.
@@ -109,7 +142,13 @@ def split_table(table: Table, label: str, client: str, test_fraction: float, see
     roles = column_roles(table, label, client)
     codes, classes = classes_of(table, label)
     facts = facts_of(table, roles.facts, client)
-    names = roles.features
+    numbering = [name for name in roles.features if _numbers_rows(table, name)]
+    names = [name for name in roles.features if name not in numbering]
+    if numbering:
+        text = (
+            f"{table.where}: {', '.join(map(repr, numbering))} number the rows and are left out; rename what is to be "
+        )
+        warnings.warn(text + "trained on, or begin its name with @ to keep it as a fact", stacklevel=2)
     if not names:
         raise InputError(f"{table.where}: no column is left for features; give at least one besides {label!r}")
     features = np.stack([numbers_of(table, name) for name in names], axis=1)
@@ -151,7 +190,7 @@ def classes_of(table: Table, label: str) -> tuple[np.ndarray, int]:
     """
     values, where = filled(table, label), f"{table.where}, column {label!r}"
     if table.classes is None:
-        codes, listed = encode_labels(where, values)
+        codes, listed = encode_labels(where, values, any_number=False)
         return codes, len(listed)
     codes = np.asarray(values)
     if codes.min() < 0 or codes.max() >= table.classes:
@@ -161,10 +200,27 @@ def classes_of(table: Table, label: str) -> tuple[np.ndarray, int]:
 
 def facts_of(table: Table, names: Sequence[str], client: str) -> dict[str, np.ndarray]:
     """Columns that are kept and not trained on, without their "@"; "client" is among them where it is there."""
-    facts = {name.removeprefix("@"): np.asarray(filled(table, name)) for name in names}
+    facts = {name.removeprefix("@").strip(): _stripped(filled(table, name)) for name in names}
     if client in table.columns:
-        facts["client"] = np.array([str(value) for value in filled(table, client)])
+        facts["client"] = np.array([str(value).strip() for value in filled(table, client)])
     return facts
+
+
+def _stripped(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Values without the blanks around them, where they are text."""
+    if isinstance(values, np.ndarray):
+        return values
+    return np.asarray([value.strip() if isinstance(value, str) else value for value in values])
+
+
+def _numbers_rows(table: Table, name: str) -> bool:
+    """The column tells rows apart and says nothing else about them."""
+    if name in table.index or PANDAS_INDEX.fullmatch(name):
+        return True
+    if not ROW_NUMBER.fullmatch(name):
+        return False
+    values = numbers_of(table, name)
+    return len(values) > 2 and bool((values == np.rint(values)).all()) and len(np.unique(values)) == len(values)
 
 
 def filled(table: Table, name: str) -> Sequence[Any] | np.ndarray:
@@ -176,10 +232,18 @@ def filled(table: Table, name: str) -> Sequence[Any] | np.ndarray:
     elif array is not None and array.dtype.kind in "biu":
         wrong = []
     else:
-        wrong = [i for i, value in enumerate(values) if value is None or str(value).strip().lower() in MISSING]
+        wrong = [i for i, value in enumerate(values) if _is_missing(value)]
     if wrong:
-        raise InputError(f"{table.where}, {table.row(wrong[0])}, column {name!r}: the value is missing; fill it in")
+        raise InputError(
+            f"{table.where}, {table.row(wrong[0])}, column {name!r}: the value is missing ({shown(values[wrong[0]])}); "
+            "fill it in or remove the row, or write it in full if it is a name"
+        )
     return values
+
+
+def _is_missing(value: Any) -> bool:
+    text = "" if value is None else str(value).strip()
+    return text.lower() in MISSING or text in MISSING_AS_WRITTEN
 
 
 def numbers_of(table: Table, name: str) -> np.ndarray:

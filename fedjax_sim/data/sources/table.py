@@ -4,6 +4,7 @@ import io
 from csv import Error as CsvError
 from csv import reader as csv_reader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ def csv(
     """A CSV file in UTF-8, its columns named in the first line and separated by commas, semicolons or tabs.
 
     All columns but those of labels and clients are features: numbers, standardised with the training rows' mean and
-    deviation (float32 [n, features]). A column whose name begins with "@" is kept as a fact instead, without the "@".
+    deviation (float32 [n, features]). A column whose name begins with "@" is kept as a fact instead, without the "@";
+    one that only numbers the rows, such as the index of a pandas frame, is left out. Blanks around names and values do
+    not count, and what stands for a missing value, such as NA, null or an empty field, is refused.
 
     Args:
       path: the file.
@@ -58,6 +61,8 @@ def _read_csv(file: Path) -> Table:
     if not rows:
         raise InputError(f"{file}: it is empty; give a file with a line of names and one line a row")
     header = [name.strip() for name in rows[0]]
+    if header[0] == "" and len({row[0] for row in rows[1:]}) == len(rows) - 1 > 1:  # as R and pandas write row names
+        header[0] = "Unnamed: 0"
     for i, name in enumerate(header):
         if not name or name in header[:i]:
             trouble = f"names {name!r} twice" if name else f"has no name for column {i + 1}"
@@ -106,7 +111,7 @@ def _read_parquet(file: Path) -> Table:
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{file}: it cannot be read ({reason}); give a Parquet file, or write it again") from None
-    names = table.column_names
+    names = [name.strip() for name in table.column_names]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{file}: column {twice[0]!r} is there twice; give each column a name of its own")
     if table.num_rows == 0:
@@ -122,4 +127,10 @@ def _read_parquet(file: Path) -> Table:
             row = values.is_null().to_pylist().index(True) + 1
             raise InputError(f"{file}, row {row}, column {name!r}: the value is missing; fill it in")
         columns[name] = np.asarray(values.to_pylist()) if number else values.to_pylist()
-    return Table(str(file), columns, lambda i: f"row {i + 1}")
+    return Table(str(file), columns, lambda i: f"row {i + 1}", index=pandas_index(table.schema))
+
+
+def pandas_index(schema: Any) -> frozenset[str]:
+    """The columns that pandas wrote for the index of a frame's rows, as the pyarrow schema says."""
+    kept = (schema.pandas_metadata or {}).get("index_columns", [])
+    return frozenset(name.strip() for name in kept if isinstance(name, str))  # others are ranges, kept nowhere
