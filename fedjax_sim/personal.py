@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import _validate
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, distance, train
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, distance, train
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, Variables, trained, with_trained
 
@@ -119,7 +119,7 @@ def partial_client(loss_fn: LossFn, client_tx: optax.GradientTransformation, pat
         result = train(loss_fn, client_tx, merge(received, own), data, key)
         return sent(received, result.model, pattern, result.info)
 
-    return Client(init=lambda params: split(params, pattern)[1], like=Message, run=run)
+    return Client(init=lambda params: split(params, pattern)[1], like=Message, run=StepsOnly(loss_fn, run))
 
 
 def sent(received: PyTree, model: PyTree, pattern: str | None, info: Info) -> tuple[Message, PyTree, Info]:

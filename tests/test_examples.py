@@ -1,17 +1,21 @@
 """DP-SGD inside clients: clipping and noise by example, Poisson batches, and what they are counted as."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import CLASSES, FEATURES, RATE, SIZES, loss_fn, make_federation, one_line
+from conftest import CLASSES, FEATURES, RATE, SIZES, assert_equal, loss_fn, make_algorithm, make_federation, one_line
 from scipy.stats import binom, binomtest, chisquare, kstest, norm
 
 import fedjax_sim as fs
-from fedjax_sim.core.client import LocalData, binomial, poisson_slots
+from fedjax_sim.core.aggregate import mean
+from fedjax_sim.core.client import LocalData, StepsOnly, binomial, poisson_slots
+from fedjax_sim.core.server import optimizer
+from fedjax_sim.core.types import trained
 from fedjax_sim.privacy import PrivateLoss, privatize_examples
 from fedjax_sim.privacy.accounting import gaussian_spending
 
@@ -159,7 +163,115 @@ def test_algorithms_that_look_at_examples_uncounted_are_refused(factory):
     with pytest.raises(fs.InputError) as error:
         privatize_examples(factory, loss_fn, client_tx=optax.sgd(RATE), sizes=SIZES, cohort_size=6, batch_size=B,
                            clip_norm=CLIP, noise_multiplier=1.0)  # fmt: skip
-    one_line(error, f"algorithm: clients of {factory.__name__}", "take fedavg")
+    one_line(error, "algorithm: its clients look at their examples beyond the local steps", "take fedavg")
+
+
+# --- which algorithms are counted ------------------------------------------------------------------------------------
+
+
+def lookalikes():
+    """Factories that are called `fedavg` and are not, and one that is not called so and is."""
+
+    def personal(loss, *, client_tx):  # sends what Ditto keeps
+        ditto = fs.ditto(loss, client_tx=client_tx)
+
+        def run(received, own, data, key):
+            message, own, info = ditto.client.run(received, own, data, key)
+            return message._replace(update=jax.tree.map(jnp.subtract, received, own)), own, info
+
+        return ditto._replace(client=ditto.client._replace(run=run))
+
+    def wrapped(loss, **options):  # a loss around the loss, which has no gradient of its own
+        return fs.fedavg(lambda params, batch, key: 2 * loss(params, batch, key), **options)
+
+    def replaced(loss, **options):  # FedAvg in all but what is run
+        inner = fs.fedavg(loss, **options)
+        return inner._replace(client=inner.client._replace(run=fs.perfedavg(loss, **options).client.run))
+
+    def asking(loss, **options):  # FedAvg whose clients are asked for a gradient first
+        return fs.fedavg(loss, **options)._replace(survey=fs.mime(loss, **options).survey)
+
+    for factory in (personal, wrapped, replaced, asking):
+        factory.__name__ = "fedavg"
+        yield factory
+
+
+@pytest.mark.parametrize("factory", [*lookalikes(), partial(fs.scaffold, option=1)])
+def test_no_name_makes_an_algorithm_private(factory):
+    with pytest.raises(fs.InputError) as error:
+        privatize_examples(factory, loss_fn, client_tx=optax.sgd(RATE), sizes=SIZES, cohort_size=6, batch_size=B,
+                           clip_norm=CLIP, noise_multiplier=1.0)  # fmt: skip
+    one_line(error, "algorithm: its clients", "take fedavg")
+
+
+def own_algorithm(loss, *, client_tx):
+    """Of parts that the library has, put together by a user."""
+    return fs.Algorithm(fs.fedavg(loss, client_tx=client_tx).client, mean("uniform"), optimizer(optax.adam(0.1)))
+
+
+@pytest.mark.parametrize("factory", [partial(fs.fedavg, weighting="uniform"), partial(fs.scaffold, option=2),
+                                     lambda loss, **options: fs.fedprox(loss, mu=0.1, **options), own_algorithm,
+                                     fs.signsgd])  # fmt: skip
+def test_whatever_sees_examples_in_local_steps_alone_is_private(factory):
+    private = privatize_examples(factory, loss_fn, client_tx=optax.sgd(RATE), sizes=SIZES, cohort_size=6, batch_size=B,
+                                 clip_norm=CLIP, noise_multiplier=1.0)  # fmt: skip
+    assert private.statement == made().statement.replace("delta 0.0001", f"delta {0.1 / max(SIZES):g}")
+
+
+class Probe(NamedTuple):
+    """A loss of the examples whose gradient is none of them."""
+
+    def __call__(self, model, batch, key):
+        return loss_fn(model, batch, key)
+
+    def gradient(self, model, batch, mask, key):
+        return jnp.zeros(()), model, probed(trained(model))
+
+
+@jax.jit
+def probed(params):
+    return jax.tree.map(jnp.ones_like, params)
+
+
+def asked_for(jaxpr):
+    """Places in a program that ask for a probe's gradient, which all loops but that over steps would repeat."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.params.get("name") == "probed"
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            count += asked_for(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+OPTIONS: dict[str, dict[str, str]] = {"fedper": {"personal": "bias"}}
+PROMISE = [name for name in fs.ALGORITHMS if isinstance(make_algorithm(name).client.run, StepsOnly)]
+
+
+def test_most_algorithms_promise():
+    assert {"fedavg", "fedprox", "scaffold", "fednova", "feddyn", "median"} <= set(PROMISE)
+    assert not {"ditto", "fedsgd", "qffl", "ifca", "perfedavg", "fedrep", "apfl", "afl", "pfedme"} & set(PROMISE)
+
+
+@pytest.mark.parametrize("name", PROMISE)
+def test_promises_are_kept(name):
+    """Where no gradient tells of the examples no message does, and there is one gradient a step."""
+    algorithm = fs.ALGORITHMS[name](Probe(), client_tx=optax.sgd(RATE), **OPTIONS.get(name, {}))
+    params, steps = {**FEDERATION.params, "norm": jnp.ones(2)}, jnp.int32(3)
+    server = algorithm.server.init(params, 6)
+    broadcast = algorithm.server.broadcast(params, server)
+    inputs = jnp.ones((9, FEATURES))
+
+    def messages(examples):
+        data = LocalData(jnp.int32(0), examples, jnp.int32(0), jnp.int32(9), steps, steps, KEY, B, alone=True,
+                         full_losses=False)  # fmt: skip
+        message, memory, _ = algorithm.client.run(broadcast, algorithm.client.init(params), data, KEY)
+        return message, algorithm.client.run(broadcast, memory, data, KEY)[0]
+
+    one = {"inputs": inputs, "labels": jnp.zeros(9, jnp.int32)}
+    assert asked_for(jax.make_jaxpr(messages)(one).jaxpr) == 2  # once a round
+    assert_equal(messages(one), messages({"inputs": -5 * inputs, "labels": jnp.ones(9, jnp.int32)}))
+    assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(messages(one)))
 
 
 def test_bad_settings_are_one_line():

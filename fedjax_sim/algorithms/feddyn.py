@@ -8,7 +8,7 @@ import optax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, train
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, train
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained, with_trained
 from fedjax_sim.optimizers import mean_and_sum
@@ -71,7 +71,7 @@ def feddyn(
         return params, Memory(optimizer, drift, memory.num_clients)
 
     return Algorithm(
-        client=Client(init=_zeros, like=Message, run=run),
+        client=Client(init=_zeros, like=Message, run=StepsOnly(loss_fn, run)),
         aggregator=mean_and_sum(weighting, lambda message: trained(message.update)),
         server=Server(
             init=lambda params, n: Memory(server_tx.init(trained(params)), _zeros(params), jnp.float32(n)),

@@ -7,7 +7,7 @@ import optax
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, sgd_client
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, sgd_client
 from fedjax_sim.core.server import Server, optimizer, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, squared_norm, trained, with_trained
 
@@ -46,7 +46,9 @@ def fedexp(
         return take(server_tx, params, memory, with_trained(aggregate.update, direction))
 
     return Algorithm(
-        Client(init=plain.init, like=lambda model: Message(model, jnp.zeros((), jnp.float32)), run=run),
+        Client(
+            init=plain.init, like=lambda model: Message(model, jnp.zeros((), jnp.float32)), run=StepsOnly(loss_fn, run)
+        ),
         mean(weighting),
         Server(server.init, server.broadcast, update),
         personal=fine_tuning(loss_fn, client_tx),

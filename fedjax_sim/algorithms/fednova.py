@@ -6,7 +6,7 @@ import optax
 
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, train
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, train
 from fedjax_sim.core.server import Server, optimizer, take
 from fedjax_sim.core.types import Array, PyTree, trained, with_trained
 from fedjax_sim.optimizers import per_unit, unit_displacement
@@ -46,7 +46,7 @@ def fednova(
         Client(
             init=lambda params: (),
             like=lambda model: Message(model, unit_displacement(client_tx, trained(model), 0)),
-            run=run,
+            run=StepsOnly(loss_fn, run),
         ),
         mean(weighting),
         Server(server.init, server.broadcast, update),

@@ -7,7 +7,7 @@ import optax
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, train
+from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, train
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained
 
@@ -43,7 +43,7 @@ def fedprox(
         return Message(jax.tree.map(jnp.subtract, model, result.model)), memory, result.info
 
     return Algorithm(
-        Client(init=lambda params: (), like=Message, run=run),
+        Client(init=lambda params: (), like=Message, run=StepsOnly(loss_fn, run)),
         mean(weighting),
         optimizer(server_tx),
         personal=fine_tuning(loss_fn, client_tx),

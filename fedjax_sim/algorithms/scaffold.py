@@ -8,7 +8,17 @@ import optax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, full_gradient, train
+from fedjax_sim.core.client import (
+    Client,
+    Info,
+    LocalData,
+    LossFn,
+    Message,
+    StepsOnly,
+    fine_tuning,
+    full_gradient,
+    train,
+)
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, trained
 from fedjax_sim.optimizers import mean_and_sum
@@ -74,7 +84,11 @@ def scaffold(
         return params, Memory(optimizer, control, memory.num_clients)
 
     return Algorithm(
-        client=Client(init=_zeros, like=lambda received: Message(received.model, received.control), run=run),
+        client=Client(
+            init=_zeros,
+            like=lambda received: Message(received.model, received.control),
+            run=run if option == 1 else StepsOnly(loss_fn, run),
+        ),
         aggregator=mean_and_sum(weighting),
         server=Server(
             init=lambda params, n: Memory(server_tx.init(trained(params)), _zeros(params), jnp.float32(n)),

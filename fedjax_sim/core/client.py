@@ -68,6 +68,21 @@ class Client(NamedTuple):
     run: Callable[[PyTree, PyTree, "LocalData", Array], tuple[Message, PyTree, Info]]
 
 
+class StepsOnly(NamedTuple):
+    """A client's `run` that sees its examples in its local steps alone: what it sends, in this round or through what it
+    keeps in later ones, depends on them through one `batch_gradient` of `loss_fn` in each step and nothing else.
+
+    A promise of whoever writes `run`, on which privacy of single examples rests, for its noise is in those gradients.
+    What never leaves the client, such as `Info` and a personal model, is no part of it.
+    """
+
+    loss_fn: LossFn
+    function: Callable[[PyTree, PyTree, "LocalData", Array], tuple[Message, PyTree, Info]]
+
+    def __call__(self, *given: Any) -> tuple[Message, PyTree, Info]:
+        return self.function(*given)
+
+
 class LocalData(NamedTuple):
     """One client's examples and the local work to do on them, as batches gathered from the flat arrays.
 
@@ -254,7 +269,7 @@ def sgd_client(loss_fn: LossFn, client_tx: optax.GradientTransformation) -> Clie
         result = train(loss_fn, client_tx, model, data, key)
         return Message(jax.tree.map(jnp.subtract, model, result.model)), memory, result.info
 
-    return Client(init=lambda params: (), like=Message, run=run)
+    return Client(init=lambda params: (), like=Message, run=StepsOnly(loss_fn, run))
 
 
 def fine_tuning(

@@ -12,19 +12,11 @@ import optax
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import LossFn, batch_loss, planned_steps, poisson_slots
+from fedjax_sim.core.client import LossFn, StepsOnly, batch_loss, planned_steps, poisson_slots
 from fedjax_sim.core.types import Array, PyTree, Scalar, Variables
 from fedjax_sim.messages import clipped, noise_like
 from fedjax_sim.privacy.accounting import ADD, Spending, calibrate, example_spending
 from fedjax_sim.privacy.plan import Private, make_sampler, most_turns
-
-# Algorithms whose clients send nothing but what their counted local steps made. The others look at their examples in
-# further ways: for a loss, a full gradient, a choice or a personal model.
-ALLOWED = (
-    *("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedavg_topk", "fedexp", "fedper", "fedbn"),
-    *("fedprox", "scaffold", "feddyn", "fednova"),
-    *("median", "trimmed_mean", "rfa", "krum", "multi_krum", "bulyan", "centered_clipping", "norm_bounding"),
-)
 
 
 class PrivateLoss(NamedTuple):
@@ -97,7 +89,8 @@ def privatize_examples(
     and is that of the client whose size makes it largest. Sizes are public.
 
     Args:
-      factory: of `ALLOWED`, such as `fedavg`.
+      factory: of an algorithm whose clients see their examples in the local steps alone, which the `StepsOnly` around
+        their `run` says, and send once a round; such as `fedavg`, or one of your own.
       loss_fn: as ever, of a model without statistics.
       client_tx: as ever.
       sizes: int[N], examples of the clients.
@@ -117,13 +110,15 @@ def privatize_examples(
     Raises:
       InputError: an algorithm that looks at examples in ways that are not counted, or a setting out of range.
     """
-    name = getattr(factory, "__name__", repr(factory))
-    if name not in ALLOWED or options.get("option") == 1:
-        raise InputError(
-            f"algorithm: clients of {name} look at their examples beyond the local steps that count; take fedavg, "
-            "fedprox or scaffold with option 2, say"
-        )
+
+    def made(multiplier: float) -> Algorithm:
+        private_loss = PrivateLoss(loss_fn, clip_norm, multiplier, batch_size)
+        algorithm = factory(private_loss, client_tx=client_tx, **options)
+        _needs_steps_only(algorithm, private_loss)
+        return algorithm
+
     _validate.local_work(batch_size, local_epochs, local_steps)
+    made(1.0)  # what it refuses, before anything is counted
     num_clients = len(sizes)
     sampler = make_sampler(sampling, num_clients, cohort_size)
     sizes = np.unique(np.asarray(sizes)[np.asarray(sizes) > 0])
@@ -150,7 +145,7 @@ def privatize_examples(
         noise_multiplier = calibrate(spending, turns, epsilon)
     _validate.number("noise_multiplier", noise_multiplier, above=0)
     _validate.number("clip_norm", clip_norm, above=0)
-    algorithm = factory(PrivateLoss(loss_fn, clip_norm, noise_multiplier, batch_size), client_tx=client_tx, **options)
+    algorithm = made(noise_multiplier)
     personal = factory(loss_fn, client_tx=client_tx, **options).personal  # adapts without noise, and never leaves
     statement = (
         f"DP-SGD with noise of {noise_multiplier:.4g} clip norms, Poisson batches of {batch_size} on average: "
@@ -158,6 +153,18 @@ def privatize_examples(
     )
     algorithm = algorithm._replace(personal=personal)
     return Private(algorithm, sampler, spending(noise_multiplier), noise_multiplier, epsilon, statement, "poisson")
+
+
+def _needs_steps_only(algorithm: Algorithm, private_loss: PrivateLoss) -> None:
+    """Raises the reason why noise in the gradients of local steps does not hide the examples, if there is one."""
+    run = algorithm.client.run
+    if not isinstance(run, StepsOnly) or algorithm.survey is not None:
+        reason = "its clients look at their examples beyond the local steps that count"
+    elif run.loss_fn is not private_loss:
+        reason = "its clients train on another loss than they are given, whose gradients have no noise"
+    else:
+        return
+    raise InputError(f"algorithm: {reason}; take fedavg, fedprox or scaffold with option 2, say")
 
 
 def _hardest(sizes: np.ndarray, steps: np.ndarray) -> list[tuple[int, int]]:
