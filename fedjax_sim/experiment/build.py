@@ -9,7 +9,7 @@ import optax
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, attacked, malicious
+from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, Attack, attacked, malicious
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import init
 from fedjax_sim.data import FederatedData, Phase
@@ -92,6 +92,8 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
         raise InputError(f"algorithm.name{str(error).removeprefix('algorithm')}") from None
     drifts = tuple(phase.start for phase in phases[1:])
     config, simulation = make_simulation(config, data, algorithm, model.params, sampler, drifts)
+    if private is not None and private.spending is not None and simulation is not None:
+        _refuse_a_clock_that_undoes_it(config, simulation)
     return Experiment(config, phases, sampler, model, algorithm, private, simulation)
 
 
@@ -263,24 +265,8 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
 def _refuse_what_undoes_it(config: Config) -> None:
     """Settings outside [privacy] under which a guarantee would not hold."""
     mechanism, attack, drift = config.privacy.mechanism, config.attack.name, config.heterogeneity.drift
-    network, sampling = config.network, config.training.sampling
-    if network.policy in ("over_select", "asynchronous") or network.late == "stale":
-        name, value = ("late", "stale") if network.late == "stale" else ("policy", network.policy)
-        raise InputError(
-            f"network.{name}: under {value!r} one client's presence decides which others count, and that is not "
-            'accounted for; take policy wait or deadline, late messages dropped, or privacy.guarantee "none"'
-        )
-    if network.availability != "always" and sampling in ("uniform", "by_size"):
-        raise InputError(
-            f"network.availability: {sampling!r} cohorts of those who can be reached hold each of them more often than "
-            "the accountant counts; take sampling poisson, round_robin or all"
-        )
-    fixed = network.profiles == "none" or (network.policy == "wait" and network.availability == "always")
-    if mechanism == "discrete_gaussian" and not (fixed and not network.dropout and network.profiles != "csv"):
-        raise InputError(
-            "network.profiles: discrete noise counts on its clients, who might not arrive here; take another"
-        )
-    if attack in ("alie", "ipm") and mechanism != DP_SGD and not mechanism.startswith("local_"):
+    forged = _message_attack(config)
+    if forged is not None and forged.whole and mechanism != DP_SGD and not mechanism.startswith("local_"):
         raise InputError(
             f"attack.name: {attack} makes messages out of honest ones before noise hides them; take another attack, "
             'a local mechanism, or privacy.guarantee "none"'
@@ -291,12 +277,32 @@ def _refuse_what_undoes_it(config: Config) -> None:
         )
 
 
+def _refuse_a_clock_that_undoes_it(config: Config, simulation: Simulation) -> None:
+    """Links and devices under which a guarantee would not hold."""
+    if config.privacy.mechanism == "discrete_gaussian" and not simulation.all_arrive:
+        raise InputError(
+            "network.profiles: discrete noise counts on its clients, who might not arrive here; take another mechanism"
+        )
+    if simulation.uncounted is not None:
+        raise InputError(simulation.uncounted)
+    sampling = config.training.sampling
+    if config.network.availability != "always" and sampling in ("uniform", "by_size"):
+        raise InputError(
+            f"training.sampling: {sampling!r} cohorts of those who can be reached hold each of them more often than "
+            "the accountant counts; take poisson, round_robin or all"
+        )
+
+
+def _message_attack(config: Config) -> Attack | None:
+    factory = MESSAGE_ATTACKS.get(config.attack.name)
+    return None if factory is None else factory(**_options(config.attack, "attack", factory, _ATTACK_COMMON))
+
+
 def _with_attack(config: Config, algorithm: Algorithm, num_clients: int) -> Algorithm:
-    if config.attack.name in MESSAGE_ATTACKS:
-        attack = MESSAGE_ATTACKS[config.attack.name]
-        who = malicious(num_clients, config.attack.fraction, config.data.seed)
-        algorithm = attacked(algorithm, attack(**_options(config.attack, "attack", attack, _ATTACK_COMMON)), who)
-    return algorithm
+    attack = _message_attack(config)
+    if attack is None:
+        return algorithm
+    return attacked(algorithm, attack, malicious(num_clients, config.attack.fraction, config.data.seed))
 
 
 def _poisoned(config: Config, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -18,6 +18,7 @@ from fedjax_sim.data import FederatedData, make_sampler
 from fedjax_sim.data.sampling import Available, Sampler
 from fedjax_sim.experiment.communication import Network
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.counted import Parts, all_arrive, uncounted
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.network import Availability, Policy, Profiles, ServerStep
 from fedjax_sim.network.turns import Row, extent, rows
@@ -37,6 +38,8 @@ class Simulation(NamedTuple):
     discount: Discount
     mixing: bool
     statement: str
+    uncounted: str | None  # why no guarantee of privacy holds on this clock, and what to do; None where one does
+    all_arrive: bool  # whoever is asked, and as many are as are drawn
 
 
 class Clock:
@@ -93,7 +96,7 @@ def make_simulation(
     try:
         bits = wire_bits(algorithm, params, data.num_clients)
         make = _asynchronous if given.policy == "asynchronous" else _synchronous
-        schedule = make(config, data, profiles, availability, steps, bits, sampler)
+        schedule, parts = make(config, data, profiles, availability, steps, bits, sampler)
         stale = given.policy == "asynchronous" or given.late == "stale"
         if stale and algorithm.survey is not None:
             name = config.algorithm.name
@@ -116,8 +119,9 @@ def make_simulation(
     slots = (config.training.clients_per_round or 1) if given.policy == "over_select" else sampler.slots
     text = _statement(given, profiles, steps, bits)
     return config, Simulation(
-        schedule, slots, bits, turns if stale else None, places, _discount(given), bool(given.mixing), text
-    )
+        schedule, slots, bits, turns if stale else None, places, _discount(given), bool(given.mixing), text,
+        uncounted(given, parts), all_arrive(parts, profiles),
+    )  # fmt: skip
 
 
 def _settled(config: Config, sampler: Sampler) -> Network:
@@ -143,7 +147,7 @@ def _settled(config: Config, sampler: Sampler) -> Network:
                 "execution.memory: stale messages need population and client memory on the device; leave both at auto"
             )
     if given.policy == "deadline":
-        update["partial"] = bool(given.partial)
+        update |= {"partial": bool(given.partial), "wait_out": bool(given.wait_out)}
     return given.model_copy(update=update)
 
 
@@ -211,12 +215,14 @@ def _availability(given: Network, clients: int, seed: int) -> Availability | Non
 def _synchronous(
     config: Config, data: FederatedData, profiles: Profiles, availability: Availability | None, steps: np.ndarray,
     bits: tuple[int, int], sampler: Sampler,
-) -> Callable[[Cap | None], Iterator[ServerStep]]:  # fmt: skip
+) -> tuple[Callable[[Cap | None], Iterator[ServerStep]], Parts]:  # fmt: skip
     given, training = config.network, config.training
     cohort = training.clients_per_round or 1
     policy: Policy = network.wait_for_all()
     if given.policy == "deadline":
-        policy = network.deadline(given.deadline_seconds or 1.0, partial=bool(given.partial))
+        policy = network.deadline(
+            given.deadline_seconds or 1.0, partial=bool(given.partial), wait_out=bool(given.wait_out)
+        )
     if given.policy == "over_select":
         policy = network.over_select(given.extra or 0, keep=cohort)
         if cohort + (given.extra or 0) > data.num_clients:
@@ -242,13 +248,13 @@ def _synchronous(
             server_bps=given.server_bps, traces=traces,
         )  # fmt: skip
 
-    return schedule
+    return schedule, Parts(policy, given.late, availability, given.server_bps, traces)
 
 
 def _asynchronous(
     config: Config, data: FederatedData, profiles: Profiles, availability: Availability | None, steps: np.ndarray,
     bits: tuple[int, int], sampler: Sampler,
-) -> Callable[[Cap | None], Iterator[ServerStep]]:  # fmt: skip
+) -> tuple[Callable[[Cap | None], Iterator[ServerStep]], Parts]:  # fmt: skip
     given, training = config.network, config.training
     managed = network.managed_steps(profiles, np.arange(data.num_clients), steps)
 
@@ -258,7 +264,7 @@ def _asynchronous(
             downlink_bits=bits[0], uplink_bits=bits[1], availability=availability, draw=sampler.draw,
         )  # fmt: skip
 
-    return schedule
+    return schedule, Parts(None, given.late, availability, None, None)
 
 
 def _discount(given: Network) -> Discount:

@@ -43,7 +43,7 @@ class Compression(Section):
 
 # settings of [network] that belong to one choice of another setting alone
 _OF_POLICY = {
-    "deadline": ("deadline_seconds", "partial"),
+    "deadline": ("deadline_seconds", "partial", "wait_out"),
     "over_select": ("extra",),
     "asynchronous": ("concurrency", "buffer", "mixing"),
 }
@@ -108,6 +108,9 @@ class Network(Section):
     )
     deadline_seconds: Positive | None = Field(default=None, description="how long a round lasts at most")
     partial: bool | None = Field(default=None, description="deadline: who would be late does fewer local steps instead")
+    wait_out: bool | None = Field(
+        default=None, description="deadline: rounds last until it even where all have arrived before"
+    )
     extra: Natural | None = Field(
         default=None, description="over_select: clients asked beyond clients_per_round; three tenths if left out"
     )

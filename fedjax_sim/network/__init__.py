@@ -1,6 +1,7 @@
 """Links and devices: profiles -> timing -> policy -> who arrives, and when; asynchronous schedules. NumPy."""
 
 from fedjax_sim.network.availability import Availability, always, by_round, diurnal, intervals, periodic
+from fedjax_sim.network.coupling import Coupling, coupling
 from fedjax_sim.network.events import ServerStep, asynchronous
 from fedjax_sim.network.gml import from_gml
 from fedjax_sim.network.makers import constant, from_csv, from_devices, lognormal, resampled, slowed
@@ -13,6 +14,7 @@ from fedjax_sim.network.trace import Trace, make_trace, read_trace, read_traces
 
 __all__ = [
     "Availability",
+    "Coupling",
     "Outcome",
     "Policy",
     "Profiles",
@@ -24,6 +26,7 @@ __all__ = [
     "availability_trace",
     "by_round",
     "constant",
+    "coupling",
     "deadline",
     "device_capacity",
     "diurnal",

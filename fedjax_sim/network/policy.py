@@ -25,7 +25,21 @@ class Outcome(NamedTuple):
     seconds: float  # of the round
 
 
-Policy = Callable[..., Outcome]  # (ids int[C], times, planned steps int or int[C], dropped bool[C] or None) -> Outcome
+class Policy(NamedTuple):
+    """Call it with (ids int[C], times, planned steps int or int[C], dropped bool[C] or None) for an `Outcome`.
+
+    The other fields say what that depends on; a policy of your own that does not say is taken to depend on everything.
+    """
+
+    decide: Callable[..., Outcome]
+    by_time: bool = (
+        True  # whether a client counts, or its steps, depends on its times; else all count but those dropped
+    )
+    by_others: bool = True  # it depends on other clients' times or presence
+    seconds: float | None = None  # how long every round lasts, whoever takes part; None where that depends on them
+
+    def __call__(self, ids: Any, times: Times, planned: Any, dropped: Any = None) -> Outcome:
+        return self.decide(ids, times, planned, dropped)
 
 
 def wait_for_all() -> Policy:
@@ -36,11 +50,13 @@ def wait_for_all() -> Policy:
         arrived = cohort.present & ~cohort.dropped
         return cohort.outcome(arrived, cohort.planned, float(cohort.known.max(initial=0.0)))
 
-    return decide
+    return Policy(decide, by_time=False, by_others=False)
 
 
-def deadline(seconds: float, *, partial: bool = False) -> Policy:
+def deadline(seconds: float, *, partial: bool = False, wait_out: bool = False) -> Policy:
     """Until `seconds`, or earlier when everybody has arrived; who is later is left out, one exactly in time is not.
+
+    With `wait_out` every round lasts until the deadline, so that nobody's presence changes when the next one begins.
 
     With `partial` a client that would be late does as many local steps as let it arrive in time, but at least 1, as
     FedProx accepts them (Li et al. 2020, "Federated optimization in heterogeneous networks"); who cannot do even one is
@@ -68,10 +84,10 @@ def deadline(seconds: float, *, partial: bool = False) -> Policy:
                 else times.download + alone + times.upload  # fmt: skip
             total = np.where(fewer, np.minimum(shorter, limit), total)
         arrived = cohort.present & ~cohort.dropped & (total <= limit)
-        everybody = arrived.any() and not (cohort.present & ~arrived).any()
+        everybody = not wait_out and arrived.any() and not (cohort.present & ~arrived).any()
         return cohort.outcome(arrived, steps, float(total[arrived].max()) if everybody else limit)
 
-    return decide
+    return Policy(decide, by_others=False, seconds=limit if wait_out else None)
 
 
 def over_select(extra: int, *, keep: int) -> Policy:
@@ -99,7 +115,7 @@ def over_select(extra: int, *, keep: int) -> Policy:
         seconds = times.total[first].max() if enough else cohort.known.max(initial=0.0)
         return cohort.outcome(arrived, cohort.planned, float(seconds))
 
-    return decide
+    return Policy(decide)
 
 
 class _Cohort(NamedTuple):

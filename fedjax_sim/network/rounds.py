@@ -37,9 +37,10 @@ def synchronous(
 ) -> Iterator[ServerStep]:
     """Rounds without end: a cohort is drawn of those who can be reached, and the policy says when the round is over.
 
-    While nobody of the population can be reached the server waits, and `waited_seconds` says for how long. A late
-    message is dropped, or with `late="stale"` taken by the first round that ends after it has arrived; until then its
-    client is at work and is not asked again.
+    While nobody of the population can be reached the server waits, and `waited_seconds` says for how long; not under a
+    policy whose rounds all last equally long, for then a round without clients passes instead. A late message is
+    dropped, or with `late="stale"` taken by the first round that ends after it has arrived; until then its client is at
+    work and is not asked again.
 
     Args:
       profiles: of the population.
@@ -60,6 +61,7 @@ def synchronous(
     _validate.whole("seed", seed, least=0)
     _validate.one_of("late", late, LATE)
     policy = policy or wait_for_all()
+    policy = policy if isinstance(policy, Policy) else Policy(policy)
     clock, ticket, number = 0.0, 0, 0
     busy = np.zeros(count, bool)
     underway: list[tuple[float, int, int, int]] = []  # (when, ticket, client, round) of late messages
@@ -71,7 +73,8 @@ def synchronous(
     candidates = draw(None if availability is None and late == "drop" else reachable)
     while True:
         asked, waited, only_late = _invited(candidates(seed, number), count), 0.0, False
-        while len(asked) == 0 and not reachable(idle := np.flatnonzero(~busy), number).any():
+        waits = policy.seconds is None  # else the clock may depend on nobody
+        while waits and len(asked) == 0 and not reachable(idle := np.flatnonzero(~busy), number).any():
             back = np.inf if availability is None else availability.following(idle, clock).min(initial=np.inf)
             if underway and underway[0][0] <= back:
                 only_late = True
