@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2, chisquare
+from scipy.stats import chi2, chisquare, hypergeom
 
 from fedjax_sim.core import permute
-from fedjax_sim.core.permute import permuted
+from fedjax_sim.core.permute import enough_passes, permuted
 from fedjax_sim.core.simulate import sample_uniform
 
 LONGEST = 400
@@ -113,3 +113,62 @@ def test_all_pairs_of_clients_meet_equally_often():
     met = [np.sum((drawn.min(1) == a) & (drawn.max(1) == b)) for a, b in combinations(range(10), 2)]
     assert sum(met) == len(drawn)
     assert chisquare(met).pvalue > ACCEPT
+
+
+# --- the second moment ------------------------------------------------------------------------------------------------
+
+
+def drawn_cohorts(length, size, draws, passes):
+    """Where the first `size` positions go, int32[draws, size]."""
+    keys, positions = jax.random.split(jax.random.key(9), draws), jnp.arange(size, dtype=jnp.int32)
+
+    def one(key, length):
+        return permuted(key, length, positions, passes=passes, unroll=False)
+
+    return np.asarray(jax.jit(jax.vmap(one, in_axes=(0, None)))(keys, jnp.int32(length)))
+
+
+def dispersion(drawn, length):
+    """By how many standard errors the variance of the number in a half of all positions is off the hypergeometric's,
+    and the largest deviation from the mean in standard deviations: for the first half and for the even ones."""
+    for count, held in (((drawn < length // 2).sum(1), length // 2), ((drawn % 2 == 0).sum(1), (length + 1) // 2)):
+        right = hypergeom(length, held, drawn.shape[1])
+        moments = right.stats(moments="k"), right.var()
+        error = np.sqrt((2 + max(moments[0], 0)) / len(drawn))
+        yield (count.var() / moments[1] - 1) / error, np.abs(count - right.mean()).max() / np.sqrt(moments[1])
+
+
+SAMPLES = [(20, 10, 20_000), (100, 50, 20_000), (1000, 200, 20_000), (10_000, 100, 20_000), (60_000, 300, 10_000)]
+
+
+@pytest.mark.parametrize("passes", ["of a length known beforehand", "of a traced length"])
+@pytest.mark.parametrize(("length", "size", "draws"), SAMPLES)
+def test_a_sample_is_as_dispersed_as_one_without_replacement(length, size, draws, passes):
+    known = passes == "of a length known beforehand"
+    drawn = drawn_cohorts(length, size, draws // 4 if known else draws, enough_passes(length) if known else None)
+    for errors, farthest in dispersion(drawn, length):
+        assert abs(errors) < 4
+        assert farthest < 5.5
+
+
+def test_the_check_would_reject_ten_passes():
+    assert max(errors for errors, _ in dispersion(drawn_cohorts(1000, 500, 4000, 10), 1000)) > 4
+
+
+def test_consecutive_samples_overlap_as_independent_ones_do():
+    clients, size, draws = 1000, 100, 4000
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: sample_uniform(key, clients, size)))(
+        jax.vmap(lambda number: jax.random.fold_in(jax.random.key(3), number))(jnp.arange(draws))
+    ))  # fmt: skip
+    held = np.zeros((draws, clients), bool)
+    np.put_along_axis(held, drawn, True, 1)
+    overlap, right = (held[:-1] & held[1:]).sum(1), hypergeom(clients, size, size)
+    assert abs(overlap.mean() - right.mean()) < 4 * right.std() / np.sqrt(draws)
+    assert abs(overlap.var() / right.var() - 1) < 4 * np.sqrt(2 / draws)
+
+
+def test_passes_follow_the_bound():
+    assert [enough_passes(n) for n in (1, 20, 1000, 2**31 - 1)] == [28, 55, 92, 237]
+    for n in (2, 100, 10_000):
+        bounds = [2 * n**1.5 / (r + 2) * (3 / 4) ** (r / 2 + 1) for r in (enough_passes(n) - 1, enough_passes(n))]
+        assert bounds[0] > 1e-3 >= bounds[1]

@@ -4,6 +4,9 @@ The swap-or-not shuffle (Hoang, Morris and Rogaway 2012, "An enciphering scheme 
 pairs position `x` with `offset - x` modulo the length and swaps the pair or not by one hashed bit. Every pass undoes
 itself, so the whole is a bijection whatever the bits. They come from an integer hash: good for shuffling, not for
 secrets.
+
+A pass leaves the distance of two positions as it is with chance 1/2. So after `r` passes, how many of `C` neighbours
+come to lie in one half varies more than in a sample without replacement, by up to a share `C / 2^r` of the variance.
 """
 
 import jax
@@ -13,7 +16,7 @@ from jax import lax
 
 from fedjax_sim.core.types import Array
 
-PASSES = 16  # two positions are left unmixed with probability about 2^-16
+PASSES = 24  # where a shuffle runs in every local step: 0.6 % more variance than chance for 100,000 neighbours
 
 
 def mixed(x: Array) -> Array:
@@ -23,13 +26,32 @@ def mixed(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0, *, unroll: bool = True) -> Array:
+def enough_passes(length: int) -> int:
+    """Passes after which the images of any half of `length` positions are within a total variation of 1/1000 of a
+    uniform sample, for ideal bits: the bound of Hoang, Morris and Rogaway on what is asked all at once, `2 N^(3/2) / (r
+    + 2) * ((q + N) / 2N)^(r / 2 + 1)` with `q = N / 2`. 55 for 20 positions, 92 for 1,000, 160 for a million."""
+    passes = 1
+    while 2 * length**1.5 / (passes + 2) * 0.75 ** (passes / 2 + 1) > 1e-3:
+        passes += 1
+    return passes
+
+
+def permuted(
+    key: Array,
+    length: Array,
+    positions: Array,
+    epoch: Array | int = 0,
+    *,
+    passes: int | None = None,
+    unroll: bool = True,
+) -> Array:
     """Where a random permutation of `0 .. length - 1` sends each of `positions`.
 
     Args:
       key: a key; another key, or another `epoch`, gives another permutation.
       length: int32[], at least 1 unless `positions` is meaningless anyway.
       positions: int32[...], each under `length`.
+      passes: `PASSES` by default; `enough_passes` of a length that is known beforehand.
       unroll: one fused loop over the positions, which is fast; False compiles less, for where it runs seldom.
 
     Returns:
@@ -37,15 +59,15 @@ def permuted(key: Array, length: Array, positions: Array, epoch: Array | int = 0
     """
     words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
     seed = mixed(words[-1] ^ mixed(words[0] + mixed(jnp.uint32(epoch) + np.uint32(0x9E3779B9))))
-    passes = jnp.arange(PASSES, dtype=jnp.uint32)
-    salts = mixed(seed + passes * np.uint32(0x9E3779B9))
+    turns = jnp.arange(PASSES if passes is None else passes, dtype=jnp.uint32)
+    salts = mixed(seed + turns * np.uint32(0x9E3779B9))
     n = jnp.maximum(length, 1).astype(jnp.uint32)
     offsets = mixed(salts ^ np.uint32(0xA511E9B3)) % n
 
     def one_pass(x: Array, of_pass: tuple[Array, Array]) -> tuple[Array, None]:
         offset, salt = of_pass
         partner = jnp.where(offset < x, offset + n - x, offset - x)
-        swap = (jnp.maximum(x, partner) ^ salt) * np.uint32(0x9E3779B1) >> 31  # the top bit depends on all bits
+        swap = mixed(jnp.maximum(x, partner) ^ salt) >> 31  # a product's top bit alone would be too regular
         return jnp.where(swap == 1, partner, x), None
 
     x, _ = lax.scan(one_pass, positions.astype(jnp.uint32), (offsets, salts), unroll=unroll)

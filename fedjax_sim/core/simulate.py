@@ -10,7 +10,7 @@ from jax import lax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.cohort import clients_in, select
-from fedjax_sim.core.permute import permuted
+from fedjax_sim.core.permute import enough_passes, permuted
 from fedjax_sim.core.round import SAMPLE, stage_key
 from fedjax_sim.core.types import Array, Cohort, Population, Procedural, RoundMetrics
 
@@ -28,7 +28,8 @@ def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
     _validate.whole("cohort_size", cohort_size)
     if cohort_size > num_clients:
         raise _validate.InputError(f"cohort_size: {cohort_size} is more than the {num_clients} clients; ask for fewer")
-    return permuted(key, jnp.int32(num_clients), jnp.arange(cohort_size, dtype=jnp.int32), unroll=False)
+    positions, passes = jnp.arange(cohort_size, dtype=jnp.int32), enough_passes(num_clients)
+    return permuted(key, jnp.int32(num_clients), positions, passes=passes, unroll=False)
 
 
 def make_simulation(

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
-from fedjax_sim.core.permute import permuted
+from fedjax_sim.core.permute import enough_passes, permuted
 from fedjax_sim.core.round import SAMPLE, stage_key
 
 Available = Callable[[np.ndarray, int], np.ndarray]  # (ids int64[k], round) -> bool[k]: who can be reached
@@ -234,7 +234,7 @@ def _walk(seed: int, round: int, num_clients: int, count: int, chunk: int, avail
 @partial(jax.jit, static_argnums=(2,))
 def _permuted(seed: Any, round: Any, num_clients: int, positions: Any) -> Any:
     key = stage_key(jax.random.key(seed), round, SAMPLE)
-    return permuted(key, jnp.int32(num_clients), positions, unroll=False)
+    return permuted(key, jnp.int32(num_clients), positions, passes=enough_passes(num_clients), unroll=False)
 
 
 def _order(seed: int, round: int, num_clients: int, positions: np.ndarray) -> np.ndarray:
