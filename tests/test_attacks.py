@@ -14,6 +14,7 @@ import fedjax_sim as fs
 from fedjax_sim import attacks
 from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, attacked, backdoor, label_flip, malicious, triggered
 from fedjax_sim.attacks.sent import quantile
+from fedjax_sim.core.aggregate import mean
 from fedjax_sim.data import SOURCES, federate, from_clients, iid
 from fedjax_sim.models import build_model
 
@@ -117,6 +118,80 @@ def test_attacks_that_look_at_nobody_stream(name):
     assert not ATTACKS[name].whole
     moved, _ = program("fedavg", 2, ATTACKS[name])(0, COHORT)
     np.testing.assert_allclose(flat(moved), sent("fedavg", name)[0], atol=2e-6)
+
+
+def under_sign_flip(name, **options):
+    """Model and metrics after two rounds of everybody, of whom two send five times the opposite."""
+    federation = make_federation()
+    algorithm = attacked(make_algorithm(name, **options), attacks.sign_flip(5.0), WHO)
+    round_fn = jax.jit(fs.make_round(algorithm, batch_size=BATCH, local_steps=2))
+    state, cohort = fs.init(algorithm, federation.params, N), fs.select(federation.population, np.arange(N))
+    for _ in range(2):
+        state, metrics = round_fn(state, cohort, KEY)
+    return state.params, metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "weighting"),
+    [
+        ("afl", {"gamma": 0.0}, "uniform"),  # sends its weight and its id
+        ("ifca", {"clusters": 1}, "examples"),  # its cluster, a whole number
+        ("fednova", {}, "examples"),  # how far its optimizer moves
+    ],
+)
+def test_what_is_fedavg_without_attackers_is_fedavg_with_them(name, options, weighting):
+    """Who forged what weighs or names it would take itself out."""
+    got, metrics = under_sign_flip(name, **options)
+    expected, plain = under_sign_flip("fedavg", weighting=weighting)
+    assert_close(got, expected, atol=1e-5)
+    np.testing.assert_allclose(metrics.weight, plain.weight, rtol=1e-5)
+
+
+def test_attackers_of_qffl_keep_their_weight_and_claim_a_number_over_0():
+    """With q = 0 all weigh alike and `h` is the bound for all, five times that from two of six: 6 / 14 of the step."""
+    start = make_federation().params
+    algorithms = {"qffl": {"q": 0.0, "lipschitz": 1.0}, "fedavg": {"weighting": "uniform"}}
+    moved = {}
+    for name, options in algorithms.items():
+        algorithm = attacked(make_algorithm(name, **options), attacks.sign_flip(5.0), WHO)
+        round_fn = jax.jit(fs.make_round(algorithm, batch_size=BATCH))
+        cohort = fs.select(make_federation().population, np.arange(N))
+        state, metrics = round_fn(fs.init(algorithm, start, N), cohort, KEY)
+        np.testing.assert_allclose(metrics.weight, np.full(N, 1 / N), rtol=1e-5)
+        moved[name] = flat(jax.tree.map(jnp.subtract, start, state.params))
+    np.testing.assert_allclose(moved["qffl"], moved["fedavg"] * 6 / 14, atol=1e-5)
+
+
+def test_afl_listens_to_attackers_who_claim_a_large_loss():
+    _, metrics = under_sign_flip("afl", gamma=0.05)
+    assert np.asarray(metrics.weight)[WHO].sum() > 2 / N
+
+
+@pytest.mark.parametrize("name", ["gaussian", "alie"])
+def test_leaves_that_are_no_floating_point_numbers_pass_untouched(name):
+    def run(received, memory, data, key):
+        message, memory, info = plain.client.run(received, memory, data, key)
+        return message._replace(extra={"id": data.id, "odd": data.id % 2 == 1}), memory, info
+
+    def like(received):
+        return plain.client.like(received)._replace(extra={"id": jnp.int32(0), "odd": jnp.bool(False)})
+
+    plain, average, seen = make_algorithm("fedavg"), mean(), []
+
+    def receive(messages, ids, sizes, key):
+        seen.append(messages.extra)
+        return messages._replace(extra=()), sizes
+
+    def init(message):
+        return average.init(message._replace(extra=()))
+
+    inner = average._replace(receive=receive, init=init, whole=True)
+    algorithm = plain._replace(client=plain.client._replace(run=run, like=like), aggregator=inner)
+    algorithm = attacked(algorithm, MESSAGE_ATTACKS[name](), WHO)
+    federation, ids = make_federation(), np.array([3, 1, 0])
+    round_fn = fs.make_round(algorithm, batch_size=max(SIZES), lanes=3)
+    round_fn(fs.init(algorithm, federation.params, N), fs.select(federation.population, ids), KEY)
+    assert_equal(seen[0], {"id": ids, "odd": ids % 2 == 1})
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))

@@ -15,6 +15,7 @@ import pytest
 from conftest import BATCH, CLASSES, RATE, SIZES, assert_close, assert_equal, make_federation
 
 import fedjax_sim as fs
+from fedjax_sim.attacks import MESSAGE_ATTACKS, Attack, attacked
 
 N = len(SIZES)
 COHORTS = jnp.asarray([[0, 3, 4], [5, 1, 3], [2, 4, 0], [3, 1, 2]], jnp.int32)
@@ -262,3 +263,48 @@ def test_what_a_client_predicts_with_is_evaluated(name, setup, federation):
     assert not np.asarray(scores.after["loss"])[[1, 3]].any()
     assert np.isfinite(scores.after["loss"]).all()
     assert not np.allclose(scores.before["loss"][0], scores.after["loss"][0])
+
+
+# --- attacks on messages ----------------------------------------------------------------------------------------------
+
+WICKED = np.array([True, False, False, True, False, False])
+
+
+@pytest.fixture(scope="module")
+def under_attack(name, federation):
+    """`{attack: (the model before, state after two rounds, their metrics)}`, from one program."""
+    forges = {"honest": lambda messages, *_: messages} | {a: make().forge for a, make in MESSAGE_ATTACKS.items()}
+
+    @jax.jit
+    def rounds(number):
+        one_of = Attack(lambda *given: jax.lax.switch(number, list(forges.values()), *given), whole=True)
+        algorithm = attacked(make_algorithm(name), one_of, WICKED)
+        round_fn = fs.make_round(algorithm, batch_size=BATCH, local_steps=2)
+        cohort = fs.select(federation.population, np.arange(N))
+        start = fs.init(algorithm, federation.params, N)
+        return start.params, *jax.lax.scan(lambda state, _: round_fn(state, cohort, KEY), start, length=2)
+
+    return {attack: rounds(i) for i, attack in enumerate(forges)}
+
+
+def test_weights_are_shares_whatever_attackers_send(under_attack):
+    robust = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(under_attack["nan_sender"][1].params))
+    for attack, (_, _, metrics) in under_attack.items():
+        if attack != "nan_sender" or robust:
+            weight = np.asarray(metrics.weight)
+            assert (weight >= 0).all(), attack
+            np.testing.assert_allclose(weight.sum(1), 1, rtol=1e-5, err_msg=attack)
+    assert robust == np.asarray(under_attack["nan_sender"][2].rejected)[0, WICKED].all()
+
+
+def test_attacks_take_effect_where_nothing_holds_them_off(name, under_attack):
+    """A rule that leaves out what is not finite is robust; the others are means, which every attacker moves."""
+    if np.asarray(under_attack["nan_sender"][2].rejected).any():
+        return
+    _, honest, measured = under_attack["honest"]
+    for attack in set(MESSAGE_ATTACKS) - {"nan_sender"}:
+        _, state, metrics = under_attack[attack]
+        moved = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, honest.params))
+        assert float(moved) > 1e-4, attack
+        shares, fair = (np.asarray(m.weight)[:, WICKED].sum(1) for m in (metrics, measured))
+        assert (shares > 0.5 * fair).all(), attack  # no attack does the defender's work

@@ -253,6 +253,19 @@ def test_the_bound_of_one_client_is_reached():
 # What is measured.
 
 
+def test_a_message_with_whole_numbers_is_refused_where_noise_would_have_to_hide_them():
+    bound: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0}
+    for name in ("afl", "ifca"):
+        with pytest.raises(fs.InputError) as error:
+            fs.init(local(averaging(name), **bound), MODEL, N)
+        one_line(error, "algorithm: ", "int32", "take another")
+    plain = averaging()
+    counting = plain._replace(client=plain.client._replace(like=lambda model: fs.Message(model, jnp.int32(0))))
+    with pytest.raises(fs.InputError) as error:
+        fs.init(central(counting, clients=3, **bound), MODEL, N)
+    one_line(error, "algorithm: ", "int32", "take another")
+
+
 @pytest.mark.parametrize("make", [central, local])
 def test_clipped_clients_and_norms_are_as_by_hand(make):
     """Norms of the updates are 45 times the pulls."""

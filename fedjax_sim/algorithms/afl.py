@@ -1,6 +1,6 @@
 """AFL: the worst mixture of clients."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,19 @@ from optax.projections import projection_simplex
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import Aggregator, mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, mean_loss, train
+from fedjax_sim.core.client import (
+    CLAIM,
+    GIVEN,
+    UPDATE,
+    Client,
+    Info,
+    LocalData,
+    LossFn,
+    Message,
+    fine_tuning,
+    mean_loss,
+    train,
+)
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained
 
@@ -27,9 +39,9 @@ class Known(NamedTuple):
 class Report(NamedTuple):
     """What a client sends beside its update."""
 
-    loss: Array
-    weight: Array
-    id: Array
+    loss: Any
+    weight: Any
+    id: Any
 
 
 def _aggregator() -> Aggregator:
@@ -88,6 +100,7 @@ def afl(
             init=lambda params: (),
             like=lambda received: Message(received.of, Report(jnp.float32(0), jnp.float32(0), jnp.int32(0))),
             run=run,
+            roles=Message(UPDATE, Report(CLAIM, GIVEN, GIVEN)),
         ),
         aggregator=_aggregator(),
         server=Server(

@@ -10,7 +10,18 @@ from jax.core import Tracer
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, train
+from fedjax_sim.core.client import (
+    GIVEN,
+    UPDATE,
+    Client,
+    Info,
+    LocalData,
+    LossFn,
+    Message,
+    StepsOnly,
+    fine_tuning,
+    train,
+)
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained
 from fedjax_sim.optimizers import per_unit, unit_displacement
@@ -74,7 +85,7 @@ def fedcm(
         return Message(received.model, unit_displacement(client_tx, received.momentum, 0))
 
     return Algorithm(
-        client=Client(init=lambda params: (), like=like, run=StepsOnly(loss_fn, run)),
+        client=Client(init=lambda params: (), like=like, run=StepsOnly(loss_fn, run), roles=Message(UPDATE, GIVEN)),
         aggregator=mean(weighting),
         server=Server(
             init=init,

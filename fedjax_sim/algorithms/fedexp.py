@@ -7,7 +7,18 @@ import optax
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, sgd_client
+from fedjax_sim.core.client import (
+    CLAIM,
+    UPDATE,
+    Client,
+    Info,
+    LocalData,
+    LossFn,
+    Message,
+    StepsOnly,
+    fine_tuning,
+    sgd_client,
+)
 from fedjax_sim.core.server import Server, optimizer, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, squared_norm, trained, with_trained
 
@@ -47,7 +58,10 @@ def fedexp(
 
     return Algorithm(
         Client(
-            init=plain.init, like=lambda model: Message(model, jnp.zeros((), jnp.float32)), run=StepsOnly(loss_fn, run)
+            init=plain.init,
+            like=lambda model: Message(model, jnp.zeros((), jnp.float32)),
+            run=StepsOnly(loss_fn, run),
+            roles=Message(UPDATE, CLAIM),
         ),
         mean(weighting),
         Server(server.init, server.broadcast, update),

@@ -6,7 +6,18 @@ import optax
 
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, StepsOnly, fine_tuning, train
+from fedjax_sim.core.client import (
+    GIVEN,
+    UPDATE,
+    Client,
+    Info,
+    LocalData,
+    LossFn,
+    Message,
+    StepsOnly,
+    fine_tuning,
+    train,
+)
 from fedjax_sim.core.server import Server, optimizer, take
 from fedjax_sim.core.types import Array, PyTree, trained, with_trained
 from fedjax_sim.optimizers import per_unit, unit_displacement
@@ -47,6 +58,7 @@ def fednova(
             init=lambda params: (),
             like=lambda model: Message(model, unit_displacement(client_tx, trained(model), 0)),
             run=StepsOnly(loss_fn, run),
+            roles=Message(UPDATE, GIVEN),
         ),
         mean(weighting),
         Server(server.init, server.broadcast, update),

@@ -1,6 +1,6 @@
 """q-FFL: fairness by more weight for clients with large losses."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,19 @@ import optax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.algorithm import Algorithm
-from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, fine_tuning, mean_loss, train
+from fedjax_sim.core.client import (
+    CLAIM,
+    GIVEN,
+    UPDATE,
+    Client,
+    Info,
+    LocalData,
+    LossFn,
+    Message,
+    fine_tuning,
+    mean_loss,
+    train,
+)
 from fedjax_sim.core.server import Server, optimizer, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, squared_norm, trained, with_trained
 from fedjax_sim.optimizers import mean_and_sum, unit_displacement
@@ -19,8 +31,8 @@ LEAST_LOSS = 1e-10  # added to every loss: a power of zero may be infinite
 class Report(NamedTuple):
     """What a client sends beside its update."""
 
-    weight: Array  # L F_k^q
-    scale: Array  # h_k
+    weight: Any  # L F_k^q
+    scale: Any  # h_k
 
 
 def qffl(
@@ -76,7 +88,12 @@ def qffl(
         return take(server_tx, params, memory, with_trained(aggregate.update, step))
 
     return Algorithm(
-        Client(lambda params: (), lambda model: Message(model, Report(jnp.zeros(()), jnp.zeros(()))), run),
+        Client(
+            lambda params: (),
+            lambda model: Message(model, Report(jnp.zeros(()), jnp.zeros(()))),
+            run,
+            Message(UPDATE, Report(GIVEN, CLAIM)),
+        ),
         plain._replace(receive=receive, of_mean=None),
         Server(server.init, server.broadcast, update),
         personal=fine_tuning(loss_fn, client_tx),

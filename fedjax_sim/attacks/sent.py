@@ -1,6 +1,9 @@
 """Attacks on messages: what malicious clients send instead of what they computed.
 
-An attack sees all leaves of a message alike: the update, a model's statistics and whatever else an algorithm sends.
+An attack acts on what a client is free to choose, as `Client.roles` declares it: the update, a model's statistics and
+what else moves the server, and claims such as a loss. A claim below 0 would not be believed, so its magnitude is what
+is sent. Weights, ids and numbers of steps stay as they are: a client that got its weight wrong would be left out, which
+is no harm.
 """
 
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from fedjax_sim import _validate
 from fedjax_sim.attacks.clients import checked_who
 from fedjax_sim.core.aggregate import weighted_sum
 from fedjax_sim.core.algorithm import Algorithm
+from fedjax_sim.core.client import CLAIM, GIVEN
 from fedjax_sim.core.types import Array, PyTree, Scalar
 
 STREAM = 2**31 - 1  # no client's id: attacks draw from keys of their own
@@ -22,8 +26,9 @@ STREAM = 2**31 - 1  # no client's id: attacks draw from keys of their own
 class Attack(NamedTuple):
     """What is sent in place of messages, `forge(messages [L, ...], ids, present bool[L], wicked bool[L], key)`.
 
-    Returns messages shaped alike, of which those of `wicked` clients, all of them present, are taken. `whole` says that
-    it looks at the other clients' messages and has to see the whole cohort.
+    Messages have None where a leaf is not the client's to choose. Returns messages shaped alike, of which those of
+    `wicked` clients, all of them present, are taken. `whole` says that it looks at the other clients' messages and has
+    to see the whole cohort.
     """
 
     forge: Callable[[PyTree, Array, Array, Array, Array], PyTree]
@@ -54,8 +59,17 @@ def attacked(algorithm: Algorithm, attack: Attack, who: Any) -> Algorithm:
     def receive(messages: PyTree, ids: Array, sizes: Array, key: Array) -> tuple[PyTree, Array]:
         present = sizes > 0
         wicked = jnp.asarray(listed).at[ids].get(mode="clip") & present
-        forged = attack.forge(messages, ids, present, wicked, jax.random.fold_in(key, STREAM))
-        messages = jax.tree.map(lambda f, m: jnp.where(_per_message(wicked, m), f, m), forged, messages)
+        leaves, structure = jax.tree.flatten(messages)
+        roles = jax.tree.leaves(jax.tree.broadcast(algorithm.client.roles, messages))
+        free = [role != GIVEN and jnp.issubdtype(m.dtype, jnp.floating) for role, m in zip(roles, leaves, strict=True)]
+        seen = structure.unflatten([m if chosen else None for m, chosen in zip(leaves, free, strict=True)])
+        forged = attack.forge(seen, ids, present, wicked, jax.random.fold_in(key, STREAM))
+        instead = iter(jax.tree.leaves(forged))
+        for i, chosen in enumerate(free):
+            if chosen:
+                false = jnp.abs(next(instead)) if roles[i] == CLAIM else next(instead)
+                leaves[i] = jnp.where(_per_message(wicked, leaves[i]), false, leaves[i])
+        messages = structure.unflatten(leaves)
         return inner.receive(messages, ids, sizes, key)
 
     aggregator = inner._replace(receive=receive, whole=inner.whole or attack.whole, of_mean=None)
@@ -63,7 +77,8 @@ def attacked(algorithm: Algorithm, attack: Attack, who: Any) -> Algorithm:
 
 
 def sign_flip(scale: Scalar = 1.0) -> Attack:
-    """Sends `-scale` times its own message. A fifth of the clients turns a mean around with a scale of over 4.
+    """Sends `-scale` times its own message, and claims `scale` times what is so. A fifth of the clients turns a mean
+    around with a scale of over 4.
 
     Raises:
       InputError: `scale` is not over 0.

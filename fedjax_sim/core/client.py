@@ -18,6 +18,10 @@ LossFn = Callable[
 ]  # (model, batch, key) -> f32[B], or (f32[B], statistics) with `Variables`
 
 
+# What a leaf of a message is, for attacks on messages: see `Client.roles`.
+UPDATE, CLAIM, GIVEN = "update", "claim", "given"
+
+
 class Message(NamedTuple):
     """What a client uploads. Aggregators and transforms take it as any pytree; the metrics look at `update`."""
 
@@ -61,11 +65,18 @@ class Client(NamedTuple):
     `init(params) -> memory` makes what a client keeps between its rounds; `run(broadcast, memory, data, key) ->
     (Message, memory, Info)` trains; `like(broadcast) -> Message` has the shapes and dtypes of what `run` sends.
     `broadcast` is what the server's `broadcast` returned.
+
+    `roles` says what the leaves of a message are, as a prefix of its structure: `UPDATE`, any numbers that move the
+    model or what the server keeps beside it; `CLAIM`, what a client alone knows and may lie about, but nobody would
+    believe below 0, such as a loss; `GIVEN`, what weighs or names the client (its weight, id, cluster or number of
+    steps), which an attack on messages leaves alone, as it does the number of examples. Leaves that are not
+    floating-point are given, whatever is said.
     """
 
     init: Callable[[PyTree], PyTree]
     like: Callable[[PyTree], Message]
     run: Callable[[PyTree, PyTree, "LocalData", Array], tuple[Message, PyTree, Info]]
+    roles: Message = Message(UPDATE, UPDATE)
 
 
 class StepsOnly(NamedTuple):

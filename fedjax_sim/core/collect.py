@@ -121,6 +121,7 @@ def collect(
     def arrive(acc: PyTree, signs: PyTree, key: Array, messages: Message, items: Item) -> tuple[PyTree, _Received]:
         sizes = jnp.where(items.present, items.sizes, 0).astype(jnp.float32)
         messages, weights = aggregator.receive(messages, items.ids, sizes, work.wrap(key))
+        weights = jnp.maximum(weights, 0)  # noise on a weight may have turned it around; NaN stays
 
         def look(message: Message, counts: Array, present: Array) -> tuple[Message, Array, Array, Array]:
             squared = squared_norm(trained(message.update))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim._validate import InputError
 from fedjax_sim.core.aggregate import Aggregator
-from fedjax_sim.core.client import Client, LocalData, Message
+from fedjax_sim.core.client import GIVEN, Client, LocalData, Message
 from fedjax_sim.core.message import Transform, dense_bits
 from fedjax_sim.core.types import Array, PyTree
 
@@ -35,6 +36,14 @@ class Tally(NamedTuple):
         return (self.count - self.fitting) / jnp.maximum(self.count, 1)
 
 
+def only_floating(message: PyTree) -> None:
+    """Raises InputError where a message holds numbers that noise cannot hide."""
+    found = {str(x.dtype) for x in jax.tree.leaves(message)}
+    wrong = sorted(name for name in found if not jnp.issubdtype(name, jnp.floating))
+    if wrong:
+        raise InputError(f"algorithm: its messages hold {', '.join(wrong)}, which no noise hides; take another")
+
+
 def opened(message: Message) -> Message:
     """The algorithm's own message."""
     return Message(message.update, message.extra.extra)
@@ -56,7 +65,8 @@ def carrying_client(client: Client, told: Callable[[PyTree], tuple[PyTree, Array
     def like(broadcast: PyTree) -> Message:
         return closed(client.like(told(broadcast)[0]), jnp.zeros((), jnp.float32))
 
-    return Client(client.init, like, run)
+    roles = Message(client.roles.update, Carried(client.roles.extra, GIVEN))
+    return Client(client.init, like, run, roles)
 
 
 def carrying_transform(

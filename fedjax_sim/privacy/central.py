@@ -15,7 +15,13 @@ from fedjax_sim.core.server import Server
 from fedjax_sim.core.types import Array, PyTree, Scalar
 from fedjax_sim.messages import clipped
 from fedjax_sim.messages.clip import norm
-from fedjax_sim.privacy.carried import carrying_aggregator, carrying_client, carrying_transform, opened
+from fedjax_sim.privacy.carried import (
+    carrying_aggregator,
+    carrying_client,
+    carrying_transform,
+    only_floating,
+    opened,
+)
 from fedjax_sim.privacy.noise import Noise, gaussian
 
 
@@ -143,6 +149,7 @@ def central(
     assert of_mean is not None
 
     def init(message: Message) -> Memory:
+        only_floating(message)
         zero = jnp.zeros((), jnp.float32)
         measured: dict[str, Array] = dict.fromkeys(("clip_norm", "clipped", "signal_norm", "noise_norm"), zero)
         return Memory(noise.init(opened(message)), jnp.asarray(clip_norm, jnp.float32), measured)

@@ -9,7 +9,13 @@ from fedjax_sim.core.client import Message
 from fedjax_sim.core.message import Transform, dense_bits
 from fedjax_sim.core.types import Array, PyTree, RoundMetrics, RoundState, Scalar, trained
 from fedjax_sim.messages import clipped
-from fedjax_sim.privacy.carried import carrying_aggregator, carrying_client, carrying_transform, opened
+from fedjax_sim.privacy.carried import (
+    carrying_aggregator,
+    carrying_client,
+    carrying_transform,
+    only_floating,
+    opened,
+)
 from fedjax_sim.privacy.noise import Noise, gaussian
 
 
@@ -33,7 +39,8 @@ def local(
     the rest.
 
     Raises:
-      InputError: an algorithm whose clients send twice a round, or a number out of range.
+      InputError: an algorithm whose clients send twice a round, or a number out of range; from `init`, one whose
+        messages hold whole numbers, such as an id or a choice.
     """
     if algorithm.survey is not None:
         raise _validate.InputError("algorithm: its clients send twice a round, and what they send first has no noise; "
@@ -51,6 +58,7 @@ def local(
         return jax.tree.map(lambda m, n: m + jnp.asarray(scale, m.dtype) * n, message, drawn), fits
 
     def init(message: Message) -> dict[str, Array]:
+        only_floating(message)
         entries = sum(leaf.size for leaf in jax.tree.leaves(trained(message.update)))
         return {"clipped": jnp.zeros((), jnp.float32), "entries": jnp.float32(entries)}
 
