@@ -133,6 +133,26 @@ def floating(name: str, tree: Any) -> None:
             raise InputError(f"{where}: {dtype} cannot be trained; give a floating-point array and keep others out")
 
 
+def finite(where: str, examples: Any) -> None:
+    """No number is NaN or infinite. Costs a pass over the values, about a second for two gigabytes.
+
+    Raises:
+      InputError: naming the first that is.
+    """
+    for field, array in examples.items():
+        if array.dtype.kind != "f":
+            continue
+        step = max(1, (1 << 24) // max(1, array[:1].nbytes))
+        for first in range(0, len(array), step):
+            part = np.asarray(array[first : first + step])
+            if not np.isfinite(part).all():
+                row, *place = (int(i) for i in np.argwhere(~np.isfinite(part))[0])
+                raise InputError(
+                    f"{where}, field {field!r}: {part[(row, *place)]} at {[first + row, *place]}; remove or fill in "
+                    "such values first"
+                )
+
+
 def per_example(source: str, values: Any, batch_size: int, *, what: str = "loss") -> Any:
     """`values`, when they are one floating-point number per example."""
     shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)

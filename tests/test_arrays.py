@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import InputError
-from fedjax_sim.data.arrays import open_npy, read_npz
+from fedjax_sim._arrays import open_npy, read_npz
 
 ARRAYS = hnp.arrays(
     st.sampled_from(["u1", "<f4", ">f8", "<i8", "?", "<U3", "S2", "<c8"]),

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.data import ClientRecord, FederatedData, from_clients, gather, open_store, save, stream, write_store
+from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.federation import make_federation
 
 KINDS = st.sampled_from(["uint8", "float32", "int64", "bool", "float16"])
 
@@ -165,6 +167,77 @@ DAMAGE = {
     "another version": (lambda f: rewrite(f / "federation.json", version=9), ["federation.json", "version 9"]),
     "another count": (lambda f: rewrite(f / "federation.json", clients=5), ["train.offsets.npy", "[3]"]),
 }
+
+
+DAMAGE |= {
+    "offsets that go back": (
+        lambda f: np.save(f / "train.offsets.npy", np.array([0, -5, 7])), ["train.offsets.npy", "fall after client 0"]),
+    "offsets of another type": (
+        lambda f: np.save(f / "train.offsets.npy", np.array([0, 3, 7], np.int32)), ["train.offsets.npy", "<i4"]),
+    "offsets in pairs": (
+        lambda f: (np.save(f / "train.offsets.npy", np.zeros((3, 2), np.int64)), offsets_of_index(f, [3, 2])),
+        ["train.offsets.npy", "[3, 2]"]),
+    "labels in another number": (
+        lambda f: (np.save(f / "train.labels.npy", np.zeros(5, np.int32)), field_of_index(f, "labels", shape=[5])),
+        ["train.offsets.npy", "lengths"]),
+    "complex inputs": (
+        lambda f: (np.save(f / "train.inputs.npy", np.zeros((7, 2), np.complex64)),
+                   field_of_index(f, "inputs", shape=[7, 2], dtype="<c8")), ["complex64"]),
+    "too many classes": (lambda f: rewrite(f / "federation.json", classes=10**12), ["classes", "10000000"]),
+    "classes that are no number": (lambda f: rewrite(f / "federation.json", classes="two"), ["classes", "'two'"]),
+    "no clients": (lambda f: rewrite(f / "federation.json", clients=0), ["clients", "0"]),
+    "deep brackets": (lambda f: (f / "federation.json").write_text("[" * 5000), ["federation.json", "too deeply"]),
+    "a number without end": (lambda f: (f / "federation.json").write_text("9" * 5000), ["too many digits"]),
+}  # fmt: skip
+
+
+def offsets_of_index(folder: Path, shape: list[int]) -> None:
+    index = json.loads((folder / "federation.json").read_text())
+    index["train"]["offsets"]["shape"] = shape
+    (folder / "federation.json").write_text(json.dumps(index))
+
+
+def field_of_index(folder: Path, field: str, **change: object) -> None:
+    index = json.loads((folder / "federation.json").read_text())
+    index["train"]["fields"][field] |= change
+    (folder / "federation.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("part", ["test", "local_test"])
+@pytest.mark.parametrize("change", ["no labels", "another width"])
+def test_test_sets_unlike_the_training_set_are_refused_when_opened(tmp_path: Path, part: str, change: str):
+    clients = [ClientRecord(examples(3), test=examples(2)), ClientRecord(examples(4), test=examples(1))]
+    folder = write_store(tmp_path / "a", clients, test=examples(3))
+    index = json.loads((folder / "federation.json").read_text())
+    fields = index["test"] if part == "test" else index["local_test"]["fields"]
+    if change == "no labels":
+        del fields["labels"]
+    else:
+        np.save(folder / f"{part}.inputs.npy", np.zeros((3, 9), np.float32))
+        fields["inputs"] |= {"shape": [3, 9], "dtype": "<f4"}
+    (folder / "federation.json").write_text(json.dumps(index))
+    with pytest.raises(fs.InputError) as error:
+        open_store(folder)
+    one_line(error, str(folder / "federation.json"), part, "labels" if change == "no labels" else "[9]")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_found_in_every_part_of_a_store(tmp_path: Path, value: float):
+    clients = [ClientRecord(examples(3), test=examples(2)), ClientRecord(examples(4), test=examples(1))]
+    for part in ("train", "test", "local_test"):
+        folder = write_store(tmp_path / part, clients, test=examples(3), classes=3)
+        inputs = np.load(folder / f"{part}.inputs.npy")
+        inputs.reshape(-1)[-1] = value
+        np.save(folder / f"{part}.inputs.npy", inputs)
+        data = open_store(folder)
+        uses = [lambda data=data: make_federation(Config(), given=data)]
+        if part == "train":
+            uses = [data.population, lambda data=data: gather(data, np.array([1]))]
+            gather(data, np.array([0]))
+        for use in uses:
+            with pytest.raises(fs.InputError) as error:
+                use()
+            one_line(error, "'inputs'", str(value), "fill in")
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

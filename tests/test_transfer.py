@@ -124,6 +124,8 @@ def test_a_run_starts_from_anothers_best_model_and_sends_only_what_it_trains(tmp
         (lambda: warm_start(BASE, {}), ("layer0/bias", "missing")),
         (lambda: warm_start(BASE, {**named(BASE.params), "x": np.ones(2)}), ("x is unknown",)),
         (lambda: warm_start(BASE, {**named(BASE.params), "layer0/bias": np.ones(2)}), ("layer0/bias", "[2]", "[5]")),
+        (lambda: warm_start(BASE, {**named(BASE.params), "layer0/bias": np.full(5, np.nan)}), ("layer0/bias", "nan")),
+        (lambda: warm_start(BASE, {**named(BASE.params), "layer0/bias": np.full(5, 1e99)}), ("layer0/bias", "1e+99")),
         (lambda: load_leaves("/nowhere"), ("/nowhere", "no .npy")),
     ],
 )
@@ -131,6 +133,32 @@ def test_mistakes_are_one_line(make, words):
     with pytest.raises(fs.InputError) as error:
         make()
     one_line(error, *words)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(3, np.complex64), ("complex64", "real numbers")),
+        (np.zeros(3, "datetime64[s]"), ("datetime64", "real numbers")),
+        (np.array(["a", "b"]), ("<U1", "real numbers")),
+        (np.zeros(3, [("a", "f4"), ("b", "i4")]), ("layer0.bias.npy", "not read")),
+        (np.array([None]), ("objects", "unpickled")),
+    ],
+)
+def test_only_real_numbers_are_taken_for_parameters(tmp_path, array, words):
+    np.save(tmp_path / "layer0.bias.npy", array, allow_pickle=True)
+    with pytest.raises(fs.InputError) as error:
+        load_leaves(tmp_path)
+    one_line(error, "layer0.bias.npy", *words)
+
+
+def test_a_header_that_claims_more_than_the_file_holds_is_refused_before_it_is_believed(tmp_path):
+    np.save(tmp_path / "layer0.bias.npy", np.zeros(5, np.float32))
+    written = (tmp_path / "layer0.bias.npy").read_bytes()
+    (tmp_path / "layer0.bias.npy").write_bytes(written.replace(b"(5,), }" + b" " * 13, b"(10000000000000,), }"))
+    with pytest.raises(fs.InputError) as error:
+        load_leaves(tmp_path)
+    one_line(error, "layer0.bias.npy", "truncated", "40000000000128")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +181,7 @@ def test_broken_files_and_missing_packages_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "layer0.bias.npy").write_bytes(b"no array")
     with pytest.raises(fs.InputError) as error:
         load_leaves(tmp_path)
-    one_line(error, "layer0.bias.npy", "save it again")
+    one_line(error, "layer0.bias.npy", "not as a .npy file does")
     with pytest.raises(fs.InputError) as error:
         save_leaves(tmp_path, BASE.params)
     one_line(error, "not empty")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim._validate import InputError, shown, whole
+from fedjax_sim._validate import InputError, finite, shown, whole
 from fedjax_sim.core.types import Population
 from fedjax_sim.data.convert import as_bytes, check_classes, class_labels, narrowed, pixels, tell_of_pixels
 
@@ -89,8 +89,8 @@ class FederatedData(NamedTuple):
           place: puts a pytree of host arrays where the round wants it.
 
         Raises:
-          InputError: more rows than int32 can address, a number that does not fit in 32 bits, or labels that are no
-            classes and inputs that are no codes where these are set.
+          InputError: more rows than int32 can address, a number that does not fit in 32 bits or is not finite, labels
+            that are no classes, or inputs that are no codes where these are set.
         """
         total = int(self.offsets[-1])
         if total >= 2**31:
@@ -98,6 +98,7 @@ class FederatedData(NamedTuple):
                 f"examples: {total} rows are more than int32 addresses; give fewer than {2**31}, or stream"
             )
         check_values("examples", self.examples, self.classes, self.vocabulary)
+        finite("examples", self.examples)
         examples = {field: narrowed(field, array) for field, array in self.examples.items()}
         return Population(*place((examples, self.offsets.astype(np.int32))))
 

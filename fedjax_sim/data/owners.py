@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim import _validate
+from fedjax_sim._arrays import open_npy
 from fedjax_sim._validate import InputError, shown
-from fedjax_sim.data.arrays import open_npy
 
 NOBODY = -1
 

@@ -29,7 +29,7 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
       rows: length of the slice, padded with zeros, so that cohorts of different size share one compiled round.
 
     Raises:
-      InputError: a client that does not exist, or more examples than `rows`.
+      InputError: a client that does not exist, more examples than `rows`, or numbers that are NaN or infinite.
     """
     shape = np.shape(ids)
     ids, held, firsts, sizes = _located(data, ids)
@@ -44,6 +44,7 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
         _read(array, firsts, sizes, out)
         examples[field] = narrowed(field, out)
     check_values("cohort", examples, data.classes, data.vocabulary)
+    _validate.finite("cohort", examples)
     ids, starts, sizes, held = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
     return Cohort(ids, starts, sizes, held, examples)
 

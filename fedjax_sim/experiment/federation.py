@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, finite
 from fedjax_sim.data import (
     DISAGREEMENTS,
     DRIFTS,
@@ -25,6 +25,7 @@ from fedjax_sim.data import (
     open_store,
 )
 from fedjax_sim.data.sampling import Sampler
+from fedjax_sim.data.sound import check_federation
 from fedjax_sim.experiment.config import Config, Data
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.section import Section
@@ -60,7 +61,11 @@ def make_federation(config: Config, changes: Sequence[Change] = (), given: Feder
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
     look_up("heterogeneity.drift", config.heterogeneity.drift, {"none": None, **DRIFTS})
+    if given is not None:
+        check_federation("data", given)
     settings, data = dealt(config) if given is None else (_settled(config.data, GIVEN, given, {}), given)
+    for part, examples in (("test", data.test), ("local_test", data.local_test and data.local_test.examples)):
+        finite(f"data, {part}", examples or {})
     for change in changes:
         data = change(data)
     data = _dialled(config, data)

@@ -10,7 +10,8 @@ from fedjax_sim.core.cohort import select
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.round import init, make_round
 from fedjax_sim.core.types import PyTree
-from fedjax_sim.data.federated import FederatedData, check_labels, narrowed, same_fields
+from fedjax_sim.data.convert import narrowed
+from fedjax_sim.data.federated import FederatedData, check_values, same_fields
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.drive import Driver, work
 from fedjax_sim.experiment.federation import held_out_examples
@@ -54,7 +55,7 @@ def _check(data: FederatedData) -> None:
     parts["local test"] = None if data.local_test is None else data.local_test.examples
     for where, part in parts.items():
         if part is not None:
-            check_labels(where, part, data.classes)
+            check_values(where, part, data.classes, data.vocabulary)
             same_fields(where, part, "the training set", data.examples)
 
 

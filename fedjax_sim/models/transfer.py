@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import _validate
-from fedjax_sim._validate import InputError
+from fedjax_sim._arrays import open_npy
+from fedjax_sim._validate import InputError, shown
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.models.classifiers import Model, from_logits
 
@@ -49,25 +50,28 @@ def load_leaves(path: str | Path) -> Leaves:
     """What `save_leaves` wrote, by path.
 
     Raises:
-      InputError: nothing there, or a file that is no array of numbers.
+      InputError: nothing there, or a file that is no array of real numbers, or of another size than it says itself.
+        Nothing is allocated before that is known.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         try:
-            return dict(_safetensors().numpy.load_file(path))
-        except (OSError, _safetensors().SafetensorError) as error:
-            raise InputError(f"{path}: it cannot be read ({error}); give a .safetensors file") from None
+            found = dict(_safetensors().numpy.load_file(path))
+        except (OSError, _safetensors().SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(f"{error}".split())[:120]
+            raise InputError(f"{path}: it cannot be read ({reason}); give a .safetensors file") from None
+        return {name: _numbers(f"{path}, {shown(name)}", leaf) for name, leaf in found.items()}
     files = sorted(path.glob("*.npy")) if path.is_dir() else []
     if not files:
         raise InputError(f"{path}: no .npy files are there; give a folder of arrays, or a .safetensors file")
-    leaves = {}
-    for file in files:
-        try:
-            leaves[file.stem.replace(".", "/")] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{file}: it is no array of numbers ({reason}); save it again") from None
-    return leaves
+    return {file.stem.replace(".", "/"): _numbers(str(file), open_npy(file)) for file in files}
+
+
+def _numbers(where: str, array: np.ndarray) -> np.ndarray:
+    """`array` in memory, when it holds real numbers."""
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where}: {array.dtype} is no array of real numbers; save parameters, as floats")
+    return np.array(array)
 
 
 def _safetensors() -> Any:
@@ -85,7 +89,7 @@ def warm_start(model: Model, leaves: Mapping[str, Any], *, skip: str | None = No
     """`model` that starts from `leaves` instead; leaves whose path matches `skip`, the head's say, start afresh.
 
     Raises:
-      InputError: a leaf that is missing, unknown or of another shape.
+      InputError: a leaf that is missing, unknown, of another shape or not finite.
     """
     own, structure = named(model.params), jax.tree.structure(model.params)
     fresh = set() if skip is None else {name for name in own if _pattern("skip", skip).search(name)}
@@ -102,7 +106,12 @@ def warm_start(model: Model, leaves: Mapping[str, Any], *, skip: str | None = No
                 f"leaves: {name} has shape {list(np.shape(given))}, not {list(leaf.shape)}; skip it, or take the model "
                 "that it is of"
             )
-        new.append(jnp.asarray(given, leaf.dtype))
+        with np.errstate(over="ignore"):
+            cast = np.asarray(given).astype(leaf.dtype)
+        if np.isfinite(leaf).all() and not np.isfinite(cast).all():
+            wrong = np.asarray(given)[~np.isfinite(cast)].flat[0]
+            raise InputError(f"leaves: {name} holds {wrong}; give finite numbers of {leaf.dtype}, or skip it")
+        new.append(jnp.asarray(cast))
     return model._replace(params=structure.unflatten(new))
 
 

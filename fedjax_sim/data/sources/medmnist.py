@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sim._arrays import read_npz
 from fedjax_sim._validate import InputError
-from fedjax_sim.data.arrays import read_npz
 from fedjax_sim.data.federated import Dataset
 from fedjax_sim.data.sources.places import existing, find
 
