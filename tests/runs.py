@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from fedjax_sim.experiment import progress
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.history import Row, read_history
+from fedjax_sim.experiment.per_client import ENTRY, FILE, read_table
 from fedjax_sim.experiment.run import Summary, run
 
 QUICK = ("model.name=logistic", "training.rounds=4", "training.evaluate_every=4", "execution.devices=1")
@@ -23,6 +25,7 @@ QUICK = ("model.name=logistic", "training.rounds=4", "training.evaluate_every=4"
 class Run(NamedTuple):
     summary: Summary
     rows: list[Row]
+    table: np.ndarray  # of single clients
     written: dict[str, Any]  # summary.json
     lines: list[str]  # printed
 
@@ -36,7 +39,9 @@ def trained(folder: Path, *overrides: str, path: Path | None = None) -> Run:
     for line in progress.closing(summary, config.training.rounds):
         console.print(line, soft_wrap=True)
     rows = read_history(folder / "history.jsonl")
-    return Run(summary, rows, json.loads((folder / "summary.json").read_text()), shown.getvalue().splitlines())
+    table = read_table(folder / FILE)
+    table = np.zeros(0, ENTRY) if table is None else np.array(table)
+    return Run(summary, rows, table, json.loads((folder / "summary.json").read_text()), shown.getvalue().splitlines())
 
 
 # Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
@@ -79,6 +84,14 @@ for line in sys.stdin:
         time.sleep(0.002)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
+
+
+def of_round(table: np.ndarray, number: int) -> dict[str, list[Any]]:
+    """The values of the clients whose messages counted in that round, by column."""
+    mine = table[(table["round"] == number) & table["counted"]]
+    return {name: mine[name].tolist() for name in ENTRY.names or ()}
+
+
 Command = Callable[..., tuple[int, str, str]]
 
 

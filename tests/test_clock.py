@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_equal, one_line
-from runs import QUICK, Run, trained
+from runs import QUICK, Run, of_round, trained
 
 from fedjax_sim import InputError
 from fedjax_sim.experiment.build import build
@@ -37,8 +37,8 @@ def test_every_round_says_who_was_asked_and_how_long_it_took(waiting: Run) -> No
         assert row["simulated_seconds"] == pytest.approx(number * slow, rel=1e-5)
         assert (row["asked"], row["late"], row["dropped"], row["stalest"], row["slowest"]) == (20, 0, 0, 0, 3)
         assert row["uplink_bits"] == row["downlink_bits"] == 20 * BITS
-        assert row["per_client"]["asked"] == list(range(20))
-        assert row["per_client"]["staleness"] == [0] * 20
+        each = of_round(waiting.table, number)
+        assert (each["asked"], each["staleness"], sorted(each["client"])) == ([1] * 20, [0] * 20, list(range(20)))
     assert waiting.written["slowest"] == {"client": 3, "rounds": 4}
     assert waiting.written["simulated_seconds"] == pytest.approx(4 * slow, rel=1e-5)
     assert "That took 79.2 s on the clients' links and devices; client 3 came last in 4 of 4 rounds." in waiting.lines
@@ -50,12 +50,12 @@ def test_a_deadline_leaves_the_slow_client_out_as_if_it_were_not_there(tmp_path:
         found = trained(tmp_path / "deadline", *SLOW, "network.policy=deadline", "network.deadline_seconds=3")
     for row in found.rows:
         assert (row["asked"], row["clients"], row["late"], row["round_seconds"]) == (20, 19, 1, 3.0)
-        assert row["per_client"]["late"] == [3]
-        assert 3 not in row["per_client"]["ids"]
+        here = found.table[found.table["round"] == row["round"]]
+        assert here["client"][here["late"] == 1].tolist() == here["client"][~here["counted"]].tolist() == [3]
         assert (row["uplink_bits"], row["downlink_bits"]) == (19 * BITS, 20 * BITS)
     # the others' training is that of a federation in which 3 is never sampled: their losses in the first round agree
-    first = dict(zip(found.rows[0]["per_client"]["ids"], found.rows[0]["per_client"]["loss_after"], strict=True))
-    before = dict(zip(*(waiting.rows[0]["per_client"][name] for name in ("ids", "loss_after")), strict=True))
+    first, before = (dict(zip(*(of_round(run.table, 1)[name] for name in ("client", "loss_after")), strict=True))
+                     for run in (found, waiting))  # fmt: skip
     assert first == {client: loss for client, loss in before.items() if client != 3}
 
 
@@ -66,7 +66,8 @@ def test_partial_work_and_stale_messages_keep_the_slow_client(tmp_path: Path) ->
         partial = trained(tmp_path / "partial", *SLOW, *limit, "network.partial=true")
         stale = trained(tmp_path / "stale", *SLOW, *limit, "network.late=stale", "network.discount=none")
     for row in partial.rows:
-        steps = dict(zip(row["per_client"]["ids"], row["per_client"]["steps"], strict=True))
+        each = of_round(partial.table, row["round"])
+        steps = dict(zip(each["client"], each["steps"], strict=True))
         assert steps == {client: 1 if client == 3 else 4 for client in range(20)}  # 9.8 s of transfers, 2.5 s a step
     assert [row["clients"] for row in stale.rows] == [19, 19, 19, 19]
     assert [row["stalest"] for row in stale.rows] == [0, 0, 0, 0]  # rounds without it last 2.16 s: not there yet
@@ -101,9 +102,9 @@ def test_streamed_population_and_memory_on_disk_change_nothing(tmp_path: Path) -
         for one, same in zip(rows_of(found[0]), rows_of(other), strict=True):
             for name, value in one.items():
                 expected = value if not isinstance(value, float) else pytest.approx(value, rel=1e-5)
-                assert name == "per_client" or same[name] == expected, name
-            for name in ("ids", "steps", "asked", "late", "dropped", "staleness"):
-                assert same["per_client"][name] == one["per_client"][name]
+                assert same[name] == expected, name
+        for name in ("round", "client", "steps", "asked", "late", "dropped", "staleness"):
+            assert other.table[name].tolist() == found[0].table[name].tolist()
 
 
 def test_nobody_available_makes_the_server_wait_and_say_so(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_cause_of_ones_own_and_data_of_ones_own(tmp_path):
     mine = Cause(
         "dark_images", "Dark images",
         lambda facts: [changing("images as they are", Change("bright", lambda _: data, last=True))],
-        evidence=lambda facts: [f"{len(facts.rows)} rounds were watched."],
+        evidence=lambda facts: [f"{len(facts.history)} rounds were watched."],
     )  # fmt: skip
     found = diagnose(quick(), tmp_path, seeds=2, data=dark, causes=[mine, *only("learning_rate")], remedies=False,
                      told=told.append)  # fmt: skip
@@ -215,8 +215,8 @@ def test_gradients_that_differ_may_do_no_harm(tmp_path):
                                 "data.clients=10", "training.sampling=all", "training.local_steps=1",
                                 "training.rounds=150", "training.evaluate_every=15", "training.batch_size=64",
                                 "algorithm.learning_rate=5.0"])  # fmt: skip
-    rows = laboratory(tmp_path / "lab").observed(World(config))
-    assert np.mean([row["gradient_diversity"] for row in rows]) > 5  # 1 where all updates agree
+    seen = laboratory(tmp_path / "lab").observed(World(config))
+    assert seen.history.column("gradient_diversity")[1].mean() > 5  # 1 where all updates agree
     found = diagnose(config, tmp_path / "found", seeds=2)
     assert found.verdict == "healthy"
     assert found.label_divergence is not None

@@ -207,6 +207,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.sections",
             "experiment.config",
             "experiment.history",
+            "experiment.per_client",
             "experiment.federation",
             "experiment.compress",
             "experiment.counted",

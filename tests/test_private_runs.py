@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import one_line
 from dp_accounting import pld
-from runs import QUICK, Run, trained
+from runs import QUICK, Run, of_round, trained
 from scipy.stats import chi2, norm
 
 from fedjax_sim import InputError
@@ -87,7 +87,7 @@ def test_noise_and_clipping_are_as_large_as_they_say(spent: Run) -> None:
     assert draws.sf(squares / (2 / 3 * scale) ** 2) < 1e-12
     assert draws.cdf(squares / (3 / 2 * scale) ** 2) < 1e-12
     for row in spent.rows:  # where a client of FedAvg ended is how far its message reached before it was clipped
-        before, sent = (np.array(row["per_client"][name]) for name in ("drift", "update_norm"))
+        before, sent = (np.array(of_round(spent.table, row["round"])[name]) for name in ("drift", "update_norm"))
         np.testing.assert_allclose(sent, np.minimum(before, 1), rtol=1e-5)
         assert row["clipped"] == pytest.approx((before > 1).mean(), abs=1e-6)
         assert 0 < row["signal_norm"] <= sent.sum() / 10 * (1 + 1e-5)

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import one_line
 from runs import Run as Trained
@@ -18,11 +19,12 @@ from typer.testing import CliRunner
 from fedjax_sim import InputError
 from fedjax_sim.cli.entry import app
 from fedjax_sim.experiment.config import load_config, to_toml
+from fedjax_sim.experiment.per_client import ENTRY
+from fedjax_sim.plots.style import thin
 from fedjax_sim.report import tables
 from fedjax_sim.report.charts import parts
 from fedjax_sim.report.compare import difference, group
 from fedjax_sim.report.facts import facts, trend, verdict
-from fedjax_sim.report.figures import thin
 from fedjax_sim.report.page import comparison_page, report_page
 from fedjax_sim.report.read import read_run, read_runs
 
@@ -117,6 +119,14 @@ def write(folder: Path, rows: list[dict[str, Any]], *overrides: str, **files: An
     return folder
 
 
+def took_part(folder: Path, rounds: list[list[int]]) -> None:
+    """Writes who took part in each round."""
+    found = np.zeros(sum(map(len, rounds)), ENTRY)
+    found["round"] = np.repeat(np.arange(1, len(rounds) + 1), [len(ids) for ids in rounds])
+    found["client"], found["counted"], found["asked"] = np.concatenate(rounds), True, 1
+    np.save(folder / "per_client.npy", found)
+
+
 def page(folder: Path) -> Page:
     run = read_run(folder)
     return Page(report_page(run, facts(run))).check()
@@ -179,7 +189,7 @@ def test_who_took_part_is_counted_from_the_rows(runs: dict[str, tuple[Path, Trai
     folder, run = runs["network"]
     found = {part.client: part for part in parts(read_run(folder))}
     for client in range(20):
-        times = sum(client in row["per_client"]["ids"] for row in run.rows)
+        times = (run.table["client"][run.table["counted"]] == client).sum()
         assert (found[client].counted if client in found else 0) == times
         assert (found[client].last if client in found else 0) == sum(row["slowest"] == client for row in run.rows)
 
@@ -199,8 +209,10 @@ def test_a_private_run(runs: dict[str, tuple[Path, Trained]]) -> None:
 def test_many_clients(tmp_path: Path) -> None:
     clients = [{"client": i, "name": f"ward {i}", "test_examples": 9, "global_accuracy": i / 100,
                 "personal_accuracy": 0.5} for i in range(50)]  # fmt: skip
-    rows = [row(i, 0.5, per_client={"ids": [0, *range(i, i + 10)]}) for i in range(1, 60)]
-    found = page(write(tmp_path / "run", rows, summary={}, clients=clients))
+    rows = [row(i, 0.5) for i in range(1, 60)]
+    folder = write(tmp_path / "run", rows, summary={}, clients=clients)
+    took_part(folder, [[0, *range(i, i + 10)] for i in range(1, 60)])
+    found = page(folder)
     assert "2.0%" in found.cells  # the worst tenth: 0 to 4 %
     assert "shaded: the worst tenth under the global model, 5 of 50." in "".join(found.words)
     assert {"ward 0", "ward 19"} <= set(found.cells)
@@ -254,9 +266,9 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     clients = [{"client": i, "name": f"{evil}{i}", "test_examples": 3, "global_accuracy": 0.5, "personal_accuracy": 0.6}
                for i in range(3)]  # fmt: skip
     summary = {"privacy": evil, "environment": {evil: evil}, "divergence": {"metric": evil}, "status": "diverged"}
-    lists = {"ids": [0, 2], "asked": [0, 1, 2], "late": [1], "dropped": []}
-    folder = write(tmp_path / "<b>run", [row(1, 0.5, per_client=lists)], f"data.path={evil[:8]}", summary=summary,
+    folder = write(tmp_path / "<b>run", [row(1, 0.5, asked=3)], f"data.path={evil[:8]}", summary=summary,
                    clients=clients)  # fmt: skip
+    took_part(folder, [[0, 2]])
     found = page(folder)
     assert "<script" not in found.source
     assert "\x1b" not in found.source
@@ -264,7 +276,7 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
 
 
 def test_broken_files_are_left_out_with_a_note(tmp_path: Path) -> None:
-    folder = write(tmp_path / "run", [row(1), row(2, 0.5, per_client=[3], test_class_accuracy=[None, 0.5])])
+    folder = write(tmp_path / "run", [row(1), row(2, 0.5, test_class_accuracy=[None, 0.5])])
     with open(folder / "history.jsonl", "a") as file:
         file.write('{"round": 3, "loss')
     (folder / "summary.json").write_text('{"status": ')
@@ -285,7 +297,7 @@ def test_broken_files_are_left_out_with_a_note(tmp_path: Path) -> None:
 
 def test_values_of_other_types_are_left_out(tmp_path: Path) -> None:
     odd = {"loss_before": "low", "uplink_bits": None, "elapsed_seconds": None, "test_accuracy": True, "slowest": [1],
-           "per_client": {"ids": "all", "late": [None]}, "epsilon": float("nan"), "test_class_accuracy": {},
+           "epsilon": float("nan"), "test_class_accuracy": {},
            "drift": 10**400}  # fmt: skip
     folder = write(tmp_path / "run", [row(1, 0.4), row(2, 0.5, **odd)], summary={"own_tests": 3, "seconds": "1"})
     assert "40.0%" in page(folder).cells
@@ -382,12 +394,13 @@ def test_thinning_keeps_ends_and_extremes() -> None:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_rounds_are_a_small_page(tmp_path: Path) -> None:
-    line = json.dumps(row(12345678, 0.5, per_client={"ids": [1, 2, 3]}))
+    line = json.dumps(row(12345678, 0.5))
     folder = write(tmp_path / "run", [], "training.rounds=100000")
     accuracy = [f"{0.5 + 0.4 * math.sin(i):.4f}" for i in range(1, 100_001)]
     (folder / "history.jsonl").write_text(
         "".join(f"{line}\n".replace("12345678", str(i)).replace("0.5", a) for i, a in enumerate(accuracy, 1))
     )
+    took_part(folder, [[1, 2, 3]] * 100_000)
     began = time.process_time()
     found = page(folder)
     assert time.process_time() - began < 20

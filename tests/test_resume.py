@@ -44,7 +44,8 @@ def left(folder: Path) -> tuple[list[Any], dict[str, Any], Any]:
     for name in ("folder", "seconds", "start_seconds", "rounds_per_second"):
         del summary[name]
     clients = folder / "clients.jsonl"
-    return rows, summary, clients.read_text() if clients.exists() else None
+    table = (folder / "per_client.npy").read_bytes()
+    return [*rows, table], summary, clients.read_text() if clients.exists() else None
 
 
 class After:

@@ -129,14 +129,14 @@ def diagnose(
 
     from fedjax_sim.diagnose import causes_named
     from fedjax_sim.diagnose import diagnose as examine
+    from fedjax_sim.diagnose.laboratory import finished
     from fedjax_sim.diagnose.watch import watching
     from fedjax_sim.experiment.folder import study_folder
-    from fedjax_sim.experiment.history import finished_rows
     from fedjax_sim.report.diagnosis import print_diagnosis, write_diagnosis
 
     console, place, looked_for = Console(), folder or study_folder("diagnosis", settings), causes_named(cause or ())
-    rows = None if config is None or overrides else finished_rows(config, settings.training.rounds)
+    seen = None if config is None or overrides else finished(config, settings.training.rounds)
     with watching(console) as told:
-        found = examine(settings, place, seeds=seeds, causes=looked_for, remedies=remedies, rows=rows, told=told)
+        found = examine(settings, place, seeds=seeds, causes=looked_for, remedies=remedies, seen=seen, told=told)
     write_diagnosis(found, place)
     print_diagnosis(console, found, place)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.data import Heterogeneity
-from fedjax_sim.diagnose.laboratory import Course
+from fedjax_sim.diagnose.laboratory import Course, Seen
 from fedjax_sim.diagnose.worlds import Change, World
 from fedjax_sim.experiment.build import Experiment
-from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.history import History
 
 # Who answers for what two causes do only together: those of the highest rank among them.
 LENGTH, HABIT, CONDITION, EXTREME = range(4)
@@ -23,7 +23,7 @@ class Facts(NamedTuple):
     world: World  # as it is configured
     experiment: Experiment
     about: Heterogeneity  # of the data that are trained on
-    rows: list[Row]  # of the run itself, of its own seed
+    seen: Seen  # the run itself, of its own seed
     courses: list[Course]  # one for each seed
     same: list[Course]  # likewise, of the same examples in one place
     pooled: list[Course]  # likewise, with tuned rates
@@ -35,14 +35,23 @@ class Facts(NamedTuple):
         """The settings, with everything filled in."""
         return self.experiment.config
 
+    @property
+    def history(self) -> History:
+        """The rounds of the run."""
+        return self.seen.history
+
     def mean(self, name: str) -> float | None:
-        """The mean of a quantity of the run's rows, where it was measured."""
-        values = [row[name] for row in self.rows if row.get(name) is not None]
-        return float(np.mean(values)) if values else None
+        """The mean of a quantity of the run's rounds, where it was measured."""
+        values = self.history.column(name)[1]
+        return float(values.mean()) if len(values) else None
 
     def total(self, name: str) -> float:
-        """The sum of a quantity of the run's rows."""
-        return float(sum(row.get(name) or 0 for row in self.rows))
+        """The sum of a quantity of the run's rounds."""
+        return float(self.history.column(name)[1].sum())
+
+    def last_of_classes(self) -> list[float | None]:
+        """The accuracy on each class when the run was last tested; empty where it never was."""
+        return (self.history.lists("test_class_accuracy")[1] or [[]])[-1]
 
 
 class Removal(NamedTuple):

@@ -26,7 +26,7 @@ from fedjax_sim.diagnose.cause import CONDITION, Cause, Facts, Removal
 from fedjax_sim.diagnose.causes import CAUSES
 from fedjax_sim.diagnose.found import AVERAGED, LITTLE, MATTERS, STALLS, Diagnosis
 from fedjax_sim.diagnose.game import Estimate, coalitions
-from fedjax_sim.diagnose.laboratory import Course, Laboratory, Told
+from fedjax_sim.diagnose.laboratory import NOT_SEEN, Course, Laboratory, Seen, Told
 from fedjax_sim.diagnose.treat import treat
 from fedjax_sim.diagnose.words import sentences, title
 from fedjax_sim.diagnose.worlds import World
@@ -35,7 +35,6 @@ from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.federation import GIVEN
 from fedjax_sim.experiment.folder import studied
-from fedjax_sim.experiment.history import Row
 
 PLAYERS = 4  # causes at most whose interactions are worked out
 TREATED = 3  # causes that remedies are tried against, the costliest first
@@ -51,7 +50,7 @@ def diagnose(
     data: FederatedData | None = None,
     causes: Sequence[Cause] = CAUSES,
     remedies: bool = True,
-    rows: list[Row] | None = None,
+    seen: Seen | None = None,
     devices: list[Any] | None = None,
     told: Callable[[Told], None] = lambda told: None,
 ) -> Diagnosis:
@@ -67,7 +66,7 @@ def diagnose(
       data: the clients' data, instead of what the configuration names.
       causes: what is looked for.
       remedies: whether to try what helps against the causes found.
-      rows: the history of the run, where it has been trained already.
+      seen: what the run recorded, where it has been trained already: `finished(folder, rounds)`.
       devices: worlds are dealt to them; all by default.
       told: who watches.
 
@@ -91,15 +90,15 @@ def diagnose(
     folder, began = Path(folder), time.perf_counter()
     with studied(folder, config):
         lab = Laboratory(folder, devices or jax.local_devices(), data=data, told=told)
-        found = _Examination(lab, World(config), seeds, causes, rows).examine(remedies)
+        found = _Examination(lab, World(config), seeds, causes, seen).examine(remedies)
     seconds = time.perf_counter() - began
     return found._replace(runs=lab.trained, programs=lab.compiled, seconds=round(seconds, 1))
 
 
 class _Examination:
-    def __init__(self, lab: Laboratory, world: World, seeds: int, causes: Sequence[Cause], rows: list[Row] | None):
+    def __init__(self, lab: Laboratory, world: World, seeds: int, causes: Sequence[Cause], seen: Seen | None):
         first = world.config.training.seed
-        self.lab, self.world, self.causes, self.rows = lab, world, causes, rows
+        self.lab, self.world, self.causes, self.seen = lab, world, causes, seen
         self.seeds, self.tuning = [(first + i) % SEEDS for i in range(seeds)], [(first + TUNING) % SEEDS]
 
     def examine(self, remedies: bool) -> Diagnosis:
@@ -114,14 +113,14 @@ class _Examination:
             top = self._ceiling(world)
         lost = difference(top, courses)
         stalls = lost.mean >= STALLS
-        facts = Facts(world, experiment, describe(data), self.rows or [], courses, same, top, steps, {})
+        facts = Facts(world, experiment, describe(data), self.seen or NOT_SEEN, courses, same, top, steps, {})
         candidates = self._candidates(facts, stalls)
         gains = self._screened(facts, candidates)
         players = self._players(candidates, gains, lost.mean)
         players, values = self._attributed(facts, candidates, players, gains)
-        if self.rows is None and (stalls or players):
+        if self.seen is None and (stalls or players):
             with lab.work("the run, watched"):
-                facts = facts._replace(rows=lab.observed(world))
+                facts = facts._replace(seen=lab.observed(world))
         return self._concluded(facts, lost, candidates, gains, players, values, remedies)
 
     def _ceiling(self, world: World) -> list[Course]:
@@ -285,7 +284,7 @@ class _Examination:
         every = frozenset(player.cause.name for player in players)
         suspects, interactions = attribute(
             candidates, gains, _ended(values), _ranks(facts, players),
-            lambda cause: cause.evidence(facts) if facts.rows else [],
+            lambda cause: cause.evidence(facts) if facts.history else [],
         )  # fmt: skip
         mended = values[every]
         draft = Diagnosis(

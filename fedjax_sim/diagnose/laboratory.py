@@ -21,8 +21,10 @@ from fedjax_sim.experiment.build import Experiment, continuous
 from fedjax_sim.experiment.config import Config, Training
 from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import whole_lines
-from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.history import History, rows_of
 from fedjax_sim.experiment.loop import Loop
+from fedjax_sim.experiment.per_client import ENTRY, read_table
+from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
 
 FILE = "worlds.jsonl"
@@ -56,6 +58,24 @@ class Course(NamedTuple):
 
     def _last(self, values: list[float | None]) -> list[float | None]:
         return values[-max(1, round(LAST * len(values))) :]
+
+
+class Seen(NamedTuple):
+    """What a run recorded."""
+
+    history: History
+    clients: np.ndarray  # what single ones did in each round, in the columns of `per_client`
+
+
+NOT_SEEN = Seen(History(), np.zeros(0, ENTRY))
+
+
+def finished(folder: Path, rounds: int) -> Seen | None:
+    """What the run in `folder` recorded, if it did all these rounds and kept every client's values; None otherwise."""
+    path = folder / "history.jsonl"
+    history = History(rows_of(path)) if path.is_file() else History()
+    clients = read_table(folder / TABLE) if len(history) == rounds else None
+    return None if clients is None else Seen(history, clients)
 
 
 class Told(NamedTuple):
@@ -200,8 +220,8 @@ class Laboratory:
     def _alone(self, structure: str, runs: list[tuple[World, int]]) -> None:
         """Runs whose data change, or whose messages are stale, one by one."""
         for world, seed in runs:
-            rows = self._rows(world.set({SEED: seed}))
-            self._keep([(world, seed, _told_by(rows, world.config.training))])
+            seen = self._watched(world.set({SEED: seed}), clients=False)
+            self._keep([(world, seed, _told_by(seen.history, world.config.training))])
 
     def states(self, world: World, seeds: Sequence[int]) -> list[Any]:
         """What a federation remembers at the end, under each seed, on the host. Trained each time it is asked for.
@@ -227,24 +247,26 @@ class Laboratory:
             self.trained += len(part)
         return found
 
-    def observed(self, world: World) -> list[Row]:
-        """The rows of the world's history, with every client's values, of its own seed."""
+    def observed(self, world: World) -> Seen:
+        """The world's history, with every client's values, of its own seed."""
         self.done, self.total = 0, 1
-        return self._rows(world)
+        return self._watched(world, clients=True)
 
-    def _rows(self, world: World) -> list[Row]:
+    def _watched(self, world: World, *, clients: bool) -> Seen:
         """Trains as `run` does, but leaves nothing behind."""
         rounds = world.config.training.rounds
-        config = world.set({"output.per_client": True, "output.checkpoint_every": rounds + 1, "execution.lanes": None,
-                            "execution.client_memory": "device"})  # fmt: skip
+        off: dict[str, Any] = {"output.checkpoint_every": rounds + 1, "execution.lanes": None}
+        config = world.set({**off, "output.per_client": clients, "execution.client_memory": "device"})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             experiment = config.build(self.data)
-        loop, rows = Loop(experiment, self.devices[:1], None, self.folder, []), []
+        history, entries = History(), [NOT_SEEN.clients]
+        loop = Loop(experiment, self.devices[:1], None, self.folder, history)
         for step in loop.steps(lambda: False):
-            rows += step.rows
-            self.told(Told(self.stage, self.done, self.total, 1, len(rows), rounds))
-        return rows
+            history.add(step.rows)
+            entries += [] if step.entries is None else [step.entries]
+            self.told(Told(self.stage, self.done, self.total, 1, len(history), rounds))
+        return Seen(history, np.concatenate(entries))
 
     def _line(self, key: str, seed: int) -> str:
         return f"{self.mark}{seed} {key}"
@@ -327,19 +349,19 @@ def _course(progress: Sequence[Progress], place: int) -> Course:
     return Course(rounds, accuracy, loss, train_loss, sent, seconds)
 
 
-def _told_by(rows: list[Row], training: Training) -> Course:
-    """The course of a run by its rows. One that ended early, diverged say, stays as it was last tested."""
+def _told_by(history: History, training: Training) -> Course:
+    """The course of a run by its history. One that ended early, diverged say, stays as it was last tested."""
     every = min(training.evaluate_every, training.rounds)
     rounds = [*range(every, training.rounds, every), training.rounds]
-    tested = {row["round"]: row for row in rows if row["test_accuracy"] is not None}
+    columns = {name: history.every(name) for name in ("test_accuracy", "test_loss", "loss_before")}
     values: list[tuple[float | None, ...]] = []
     for number in rounds:
-        row = tested.get(number)
         known = values[-1] if values else (0.0, None, None)
-        values.append(known if row is None else (row["test_accuracy"], row["test_loss"], row["loss_before"]))
+        tested = number <= len(history) and not math.isnan(columns["test_accuracy"][number - 1])
+        values.append(tuple(_finite(column[number - 1]) for column in columns.values()) if tested else known)
     accuracy, loss, train_loss = (list(each) for each in zip(*values, strict=True))
-    sent = sum(row["uplink_bits"] + row["downlink_bits"] for row in rows)
-    return Course(rounds, accuracy, loss, train_loss, sent, rows[-1].get("simulated_seconds") or 0.0)
+    sent = sum(int(history.column(f"{way}_bits")[1].sum()) for way in ("uplink", "downlink"))
+    return Course(rounds, accuracy, loss, train_loss, sent, (history.last or {}).get("simulated_seconds") or 0.0)
 
 
 def _finite(value: Any) -> float | None:

@@ -1,8 +1,9 @@
 """Advances a federation by some rounds, with the population on the device or streamed by cohort: equal results."""
 
+import math
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice, tee
 from typing import Any
@@ -22,7 +23,7 @@ from fedjax_sim.data import FederatedData, draw_rounds, phase_at, stream
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import VERSIONS, Clock
 from fedjax_sim.experiment.federation import held_out_examples
-from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.history import History
 from fedjax_sim.network import ServerStep
 
 SLICE_BYTES = 32e6  # about how much is handed over at once
@@ -40,20 +41,21 @@ class Driver:
         *,
         block: int,
         memory: HostMemory | None = None,
-        rows: Sequence[Row] = (),
+        history: History | None = None,
     ):
-        """Prepares for the rounds after `rows`; `use_lanes` comes before the first."""
+        """Prepares for the rounds after those of `history`; `use_lanes` comes before the first."""
         self.experiment, self.devices, self.block, self.memory = experiment, devices, block, memory
         self.simulation = simulation = experiment.simulation
         self.slots = experiment.sampler.slots if simulation is None else simulation.places or simulation.slots
         self.most: int | None = None  # local steps of a client at most, from now on
-        self.past = [row.get("most_steps") for row in rows]  # likewise, of rounds that a resumed run has behind it
+        past = () if history is None else history.every("most_steps").tolist()
+        self.past = [None if math.isnan(most) else int(most) for most in past]  # of rounds that a resumed run has done
         self.clock = self.turns = None
         if simulation is not None:
             steps = simulation.schedule(lambda round: self.past[round] if round < len(self.past) else self.most)
             if simulation.turns is not None:
                 steps, again = tee(steps)
-                self.turns = islice(simulation.turns(again), len(rows), None)
+                self.turns = islice(simulation.turns(again), len(self.past), None)
             self.clock = Clock(steps)
         self.seed = experiment.config.training.seed
         self.place = partial(replicate, devices=devices)

@@ -9,16 +9,18 @@ not evaluated; whatever else the algorithm reports, `clipped`, `clip_norm`, `sig
 ones; with noise, `epsilon` spent until then and whether there is a `guarantee`; with a simulated clock, `asked`
 clients, of which messages were `late` or never came (`dropped`), `staleness` (mean over messages, in rounds) and
 `stalest`, `round_seconds`, `waited_seconds` until anybody could be reached, `simulated_seconds` since the start, and
-the `slowest` client, whose message came last; `most_steps` where local steps are adapted; and where wanted
-`per_client`, lists with one entry per client. A number that is not finite becomes None.
+the `slowest` client, whose message came last; and `most_steps` where local steps are adapted. A number that is not
+finite becomes None. What single clients did is in a file of its own, see `per_client`.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 import numpy as np
 
@@ -36,10 +38,61 @@ WATCHED = (
     "aggregate_norm",
     "gradient_diversity",
 )  # what shows divergence, in order
-_PER_CLIENT = ("ids", "examples", "steps", "loss_before", "loss_after", "drift", "update_norm", "cosine", "weight")
+AT_ONCE = 1000  # rows of a long history that are passed on together
+_HUGE = 1e300  # no quantity is as large
 
 
-def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapsed_seconds: float) -> Row:
+class History:
+    """The rounds of a run as columns of numbers; their rows themselves are not kept, but for the first and the last."""
+
+    def __init__(self, rows: Iterable[Row] = ()):
+        self.first: Row | None = None
+        self.last: Row | None = None
+        self._rounds = array("d")
+        self._columns: dict[str, array[float]] = {}
+        self._lists: dict[str, tuple[list[float], list[list[Any]]]] = {}
+        self.add(rows)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """The rounds that follow."""
+        for row in rows:
+            self.first, self.last, before = self.first or row, row, len(self._rounds)
+            self._rounds.append(row["round"])
+            for name, value in row.items():
+                if is_number(value):
+                    column = self._columns.setdefault(name, array("d"))
+                    column.extend([math.nan] * (before - len(column)))
+                    column.append(value)
+                elif isinstance(value, list):
+                    rounds, lists = self._lists.setdefault(name, ([], []))
+                    rounds.append(row["round"])
+                    lists.append(value)
+
+    def every(self, name: str) -> np.ndarray:
+        """A quantity in every round, float64[rounds], NaN where it was not measured."""
+        values = np.array(self._columns.get(name, ()), np.float64)
+        return np.concatenate([values, np.full(len(self) - len(values), np.nan)])
+
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rounds and values of a quantity, float64[k] each, where it was measured."""
+        values = self.every(name)
+        there = ~np.isnan(values)
+        return np.array(self._rounds)[there], values[there]
+
+    def lists(self, name: str) -> tuple[list[float], list[list[Any]]]:
+        """Rounds and values of a quantity that is a list, where it was measured."""
+        return self._lists.get(name, ([], []))
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a finite number, which True is not, and not of absurd size."""
+    return value.__class__ in (int, float) and -_HUGE < value < _HUGE
+
+
+def row_of(metrics: RoundMetrics, round_number: int, *, elapsed_seconds: float) -> Row:
     """The row of one round, from metrics on the host (NumPy, no leading axis), without test metrics."""
     present = metrics.ids >= 0
     counted = present & ~metrics.rejected
@@ -50,7 +103,7 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
         with np.errstate(invalid="ignore"):  # of a diverged model the mean may be inf - inf
             return _finite(np.average(values, weights=weights)) if len(values) else None
 
-    row: Row = {
+    return {
         "round": round_number,
         "clients": int(present.sum()),
         "examples": int(metrics.examples.sum(dtype=np.int64)),
@@ -73,15 +126,12 @@ def row_of(metrics: RoundMetrics, round_number: int, *, per_client: bool, elapse
         "test_class_accuracy": None,
         **{name: _finite(value) for name, value in metrics.extra.items()},
     }
-    if per_client:
-        row["per_client"] = {name: _listed(getattr(metrics, name)[present]) for name in _PER_CLIENT}
-    return row
 
 
 def with_clock(row: Row, step: ServerStep, before: float, downlink_bits: int) -> Row:
     """`row` with what the clock says: whoever was asked received a broadcast of so many bits."""
     stale = step.staleness
-    clocked = {
+    return {
         **row,
         "downlink_bits": downlink_bits * len(step.asked),
         "asked": len(step.asked),
@@ -94,12 +144,6 @@ def with_clock(row: Row, step: ServerStep, before: float, downlink_bits: int) ->
         "simulated_seconds": _finite(step.seconds),
         "slowest": int(step.arrived[-1]) if len(step.arrived) else None,
     }
-    if "per_client" in row:
-        stalenesses = dict(zip(step.arrived.tolist(), stale.tolist(), strict=True))
-        lists = {name: getattr(step, name).tolist() for name in ("asked", "late", "dropped")}
-        of_each = [stalenesses[client] for client in row["per_client"]["ids"]]
-        clocked["per_client"] = {**row["per_client"], "staleness": of_each, **lists}
-    return clocked
 
 
 def with_test(row: Row, test: dict[str, Any]) -> Row:
@@ -145,63 +189,82 @@ def append(file: TextIO, rows: Iterable[Row]) -> None:
             raise InputError(f"{file.name}: {reason}; make room, the rounds before are there") from None
 
 
-def read_history(path: str | Path) -> list[Row]:
-    """The rows of a `history.jsonl`. A last line cut off in the writing is left out.
+def rows_of(path: str | Path) -> Iterator[Row]:
+    """The rows of a `history.jsonl` one by one, read as they are asked for. A last line cut off in the writing is left
+    out.
 
     Raises:
       InputError: there is no such file, or a line that is no row.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    return
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if not isinstance(row, dict) or "round" not in row:
+                    raise InputError(f"{path}: line {number} is no round's record; remove the line or run again")
+                yield row
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: it is not text; give a run's history.jsonl") from None
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror}); give a run's history.jsonl") from None
-    rows = []
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict) or "round" not in row:
-            raise InputError(f"{path}: line {number} is no round's record; remove the line or run again")
-        rows.append(row)
-    return rows
 
 
-def finished_rows(folder: Path, rounds: int) -> list[Row] | None:
-    """The rows of the run in `folder`, with every client's values, if it did all these rounds; None otherwise."""
-    path = folder / "history.jsonl"
-    rows = read_history(path) if path.is_file() else []
-    return rows if len(rows) == rounds and "per_client" in rows[-1] else None
+def read_history(path: str | Path) -> list[Row]:
+    """All rows of a `history.jsonl`; `History(rows_of(path))` takes a fraction of the memory.
+
+    Raises:
+      InputError: as in `rows_of`.
+    """
+    return list(rows_of(path))
 
 
-def cut_history(path: Path, rounds: int) -> list[Row]:
-    """The first `rounds` rows; what comes after them, a torn last line too, is cut off the file.
+def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of so many rows, the last one of what is left."""
+    rest = iter(rows)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+class Rows:
+    """The first `rounds` rows of a `history.jsonl`, read anew whenever they are gone through."""
+
+    def __init__(self, path: Path, rounds: int):
+        self.path, self.rounds = path, rounds
+
+    def __iter__(self) -> Iterator[Row]:
+        return islice(rows_of(self.path), self.rounds) if self.rounds else iter(())
+
+
+def cut_history(path: Path, rounds: int) -> History:
+    """The first `rounds` rounds; what comes after them, a torn last line too, is cut off the file.
 
     Raises:
       InputError: it has fewer.
     """
     if rounds == 0:
         path.write_bytes(b"")
-        return []
-    rows = read_history(path)
-    if len(rows) < rounds or [row["round"] for row in rows[:rounds]] != list(range(1, rounds + 1)):
+        return History()
+    history = History()
+    for number, row in enumerate(Rows(path, rounds), start=1):
+        if row["round"] != number:
+            break
+        history.add([row])
+    if len(history) < rounds:
         raise InputError(f"{path}: rows up to round {rounds} are not all there; mend it, or start another run")
     with open(path, "r+b") as file:
         for _ in range(rounds):
             file.readline()
         file.truncate(file.tell())
-    return rows[:rounds]
+    return history
 
 
-def column(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
-    """Rounds and values of one quantity, where it was measured."""
-    measured = [(row["round"], row[name]) for row in rows if row.get(name) is not None]
-    return [r for r, _ in measured], [value for _, value in measured]
-
-
-def speed(rows: Sequence[Row]) -> float | None:
+def speed(history: History) -> float | None:
     """Rounds per second after the first round, which includes compilation; evaluation is included."""
-    seconds = rows[-1]["elapsed_seconds"] - rows[0]["elapsed_seconds"] if rows else 0
-    return (len(rows) - 1) / seconds if seconds > 0 else None
+    elapsed = history.every("elapsed_seconds")
+    seconds = elapsed[-1] - elapsed[0] if len(elapsed) else 0.0
+    return float((len(elapsed) - 1) / seconds) if seconds > 0 else None

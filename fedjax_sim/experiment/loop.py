@@ -23,8 +23,9 @@ from fedjax_sim.experiment.checkpoint import Saved
 from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY
-from fedjax_sim.experiment.history import Row, first_not_finite, row_of, with_clock, with_test
+from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, row_of, with_clock, with_test
 from fedjax_sim.experiment.origin import Origin, identity
+from fedjax_sim.experiment.per_client import SMALL, entries
 from fedjax_sim.experiment.summary import Divergence
 from fedjax_sim.privacy import Ledger
 
@@ -37,6 +38,7 @@ class Step(NamedTuple):
     """What one call of rounds gave."""
 
     rows: list[Row]
+    entries: np.ndarray | None = None  # of single clients, if they are kept
     status: str | None = None  # where training ends with them: "finished", "plateau", "spent" or "diverged"
     divergence: Divergence | None = None
 
@@ -48,6 +50,17 @@ def has_stalled(accuracies: list[float], patience: int | None, least: float) -> 
     return max(accuracies[-patience:]) <= max(accuracies[:-patience]) + least
 
 
+def keeps_clients(experiment: Experiment) -> bool:
+    """Whether what single clients do is kept: as the configuration says, or where the rounds are of few clients."""
+    asked, simulation = experiment.config.output.per_client, experiment.simulation
+    slots = experiment.sampler.slots if simulation is None else simulation.slots
+    return slots <= SMALL if asked == "auto" else asked
+
+
+def _together(found: list[np.ndarray]) -> np.ndarray | None:
+    return np.concatenate(found) if found else None
+
+
 class Loop:
     """A run between two calls; `steps` goes on from there."""
 
@@ -57,25 +70,26 @@ class Loop:
         devices: list[Any],
         memory: HostMemory | None,
         folder: Path,
-        rows: list[Row],
+        history: History,
         origin: Origin | None = None,
     ):
-        """Starts a run, or takes it up after the rounds that `rows` tell of, for which there is a checkpoint.
+        """Starts a run, or takes it up after the rounds of `history`, for which there is a checkpoint.
 
         Raises:
-          InputError: a checkpoint or rows that are not of the run that `origin` tells of.
+          InputError: a checkpoint or a history that is not of the run that `origin` tells of.
         """
         self.experiment, self.devices, self.memory, self.folder = experiment, devices, memory, folder
-        self.rows, self.origin, self.written = rows, origin, hashlib.sha256()
-        for row in rows:
+        self.done, self.first, self.last = len(history), history.first, history.last
+        self.origin, self.written = origin, hashlib.sha256()
+        for row in Rows(folder / HISTORY, self.done):
             self.written.update(identity(row))
         config, training = experiment.config, experiment.config.training
-        self.done, self.first = len(rows), rows[0] if rows else None
-        self.accuracies = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
-        self.began, self.base = time.perf_counter(), rows[-1]["elapsed_seconds"] if rows else 0.0
+        self.accuracies = history.column("test_accuracy")[1].tolist()
+        self.began, self.base = time.perf_counter(), self.last["elapsed_seconds"] if self.last else 0.0
         self.block = min(training.evaluate_every, training.rounds)
-        self.driver = Driver(experiment, devices, block=self.block, memory=memory, rows=rows)
-        self.spent = rows[-1].get("epsilon") if rows else None
+        self.driver = Driver(experiment, devices, block=self.block, memory=memory, history=history)
+        self.each_client = keeps_clients(experiment)
+        self.spent = self.last.get("epsilon") if self.last else None
         self.first_steps = int(planned(config, experiment.data).max())
         self.ledger = None if experiment.private is None else Ledger(experiment.private, experiment.data.num_clients)
         self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
@@ -126,8 +140,8 @@ class Loop:
                 f"{self.folder / HISTORY}: rows up to round {self.done} are not those that were written; put them "
                 "back, or start another run"
             )
-        clock, last = self.driver.clock, self.rows[-1]
-        if clock is not None:
+        clock, last = self.driver.clock, self.last
+        if clock is not None and last is not None:
             clock.ahead(self.done, 0)
             if not math.isclose(clock.seconds, last["simulated_seconds"], rel_tol=1e-5):
                 raise InputError(
@@ -161,7 +175,7 @@ class Loop:
                 left = self.ledger.affordable(cohorts)
                 over, rounds = left < ahead, min(rounds, left)
                 if rounds == 0:
-                    yield Step([], "spent")
+                    yield Step([], status="spent")
                     return
             began, warm = time.perf_counter(), call > 1 or seconds
             self.state, metrics = self.driver.advance(self.state, self.done, rounds)
@@ -197,13 +211,13 @@ class Loop:
 
     def _recorded(self, metrics: Any, rounds: int, cohorts: list[Any], over: bool) -> Step:
         """The rows of these rounds, the last one with its test."""
-        config, training, driver = self.experiment.config, self.experiment.config.training, self.driver
-        elapsed, rows = self.base + time.perf_counter() - self.began, []
+        training, driver = self.experiment.config.training, self.driver
+        elapsed, rows, found = self.base + time.perf_counter() - self.began, [], []
         steps = [] if driver.clock is None else driver.clock.ahead(self.done, rounds)
         for i in range(rounds):
             of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
             number = self.done + i + 1
-            row = row_of(of_round, number, per_client=config.output.per_client, elapsed_seconds=elapsed)
+            row = row_of(of_round, number, elapsed_seconds=elapsed)
             if driver.simulation is not None and driver.clock is not None:
                 before = steps[i - 1].seconds if i else driver.clock.seconds
                 row = with_clock(row, steps[i], before, driver.simulation.bits[0])
@@ -214,8 +228,10 @@ class Loop:
                 self.spent = epsilon = None if epsilon is None else max(epsilon, self.spent or 0.0)
                 row |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
             rows.append(row)
+            if self.each_client:
+                found.append(entries(of_round, number, steps[i] if steps else None))
             if metric := first_not_finite(of_round):
-                return Step(rows, "diverged", Divergence(number, metric))
+                return Step(rows, _together(found), "diverged", Divergence(number, metric))
         self.first = self.first or rows[0]
         done = self.done + rounds
         last = "finished" if done == training.rounds else "spent" if over else None
@@ -226,14 +242,14 @@ class Loop:
             values.pop("class_loss", None)
             rows[-1] = with_test(rows[-1], values)
             if not np.isfinite(values["loss"]):
-                return Step(rows, "diverged", Divergence(done, "test_loss"))
+                return Step(rows, _together(found), "diverged", Divergence(done, "test_loss"))
             accuracy = rows[-1]["test_accuracy"]
             if accuracy > max(self.accuracies, default=-1.0):
                 self.best = jax.tree.map(np.asarray, self.federation.params)
             self.accuracies.append(accuracy)
             stalled = has_stalled(self.accuracies, training.patience, training.min_improvement)
             last = last or ("plateau" if stalled else None)
-        return Step(rows, last)
+        return Step(rows, _together(found), last)
 
     def _adapt(self, row: Row) -> None:
         """Local steps of the rounds to come."""

@@ -204,7 +204,7 @@ def trained_on(folder: Path, data: dict[str, str]) -> bool:
 
 def identity(row: Row) -> bytes:
     """What tells a row of a history from others: all that it holds of the whole round."""
-    return json.dumps({name: value for name, value in row.items() if name != "per_client"}).encode()
+    return json.dumps(row).encode()
 
 
 def _paths(overrides: Sequence[str]) -> set[str]:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fedjax_sim._interrupt import interrupt
 from fedjax_sim.experiment.build import Experiment
-from fedjax_sim.experiment.history import Row, speed
+from fedjax_sim.experiment.history import Row
 from fedjax_sim.experiment.run import Reporter
 from fedjax_sim.experiment.summary import Summary
 from fedjax_sim.experiment.sweep import Line
@@ -71,42 +71,41 @@ def terminal(console: Console, rounds: int) -> Reporter:
         console=console,
     )
     task = bar.add_task("", total=rounds, accuracy="-", rate="compiling", start=False)
-    seen: list[Row] = []
+    seen = _Seen()
 
     def built(experiment: Experiment, folder: Path) -> None:
         _print(console, describe(experiment))
         bar.start()
 
     def advanced(rows: list[Row]) -> None:
-        if not seen:
+        if not seen.rounds:
             bar.start_task(task)
-        seen.extend(rows)
-        rate = f"{_rate(seen)}{_clock(seen)}{_privacy(rows[-1])}"
-        bar.update(task, advance=len(rows), rate=rate, accuracy=_accuracy(seen))
+        seen.add(rows)
+        bar.update(task, advance=len(rows), rate=f"{seen.rate()}{seen.clock()}{seen.privacy()}", accuracy=seen.accuracy)
 
     return Reporter(built, advanced, bar.stop)
 
 
 def plain(console: Console, rounds: int) -> Reporter:
     """A line after the first round and the last, and about ten between them."""
-    seen: list[Row] = []
+    seen = _Seen()
     printed = [-LEAST_SECONDS]
 
     def built(experiment: Experiment, folder: Path) -> None:
         _print(console, describe(experiment))
 
     def advanced(rows: list[Row]) -> None:
-        first, before = not seen, len(seen) * LINES // rounds
-        seen.extend(rows)
-        now, last = time.monotonic(), len(seen) == rounds
-        enough = len(seen) * LINES // rounds > before and now - printed[-1] >= LEAST_SECONDS
+        first, before = not seen.rounds, seen.rounds * LINES // rounds
+        seen.add(rows)
+        now, last = time.monotonic(), seen.rounds == rounds
+        enough = seen.rounds * LINES // rounds > before and now - printed[-1] >= LEAST_SECONDS
         if first or last or enough:
             printed.append(now)
-            left = "" if first or last else f", {_left(seen, rounds):.0f} s left"
+            left = "" if first or last else f", {seen.left(rounds):.0f} s left"
             loss = rows[-1]["loss_before"]
             losses = "" if loss is None else f", loss {loss:.3f}"
-            rates = f"{_rate(seen)}{left}{_clock(seen)}{_privacy(rows[-1])}"
-            _print(console, f"round {len(seen)}/{rounds}: accuracy {_accuracy(seen)}{losses}, {rates}")
+            rates = f"{seen.rate()}{left}{seen.clock()}{seen.privacy()}"
+            _print(console, f"round {seen.rounds}/{rounds}: accuracy {seen.accuracy}{losses}, {rates}")
 
     return Reporter(built, advanced, lambda: None)
 
@@ -253,35 +252,46 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _clock(rows: list[Row]) -> str:
-    """The simulated time, and whether these rounds had to wait for anybody to be reached."""
-    if "simulated_seconds" not in rows[-1]:
-        return ""
-    waited = sum(row["waited_seconds"] for row in rows)
-    nobody = f", {_duration(waited)} of it with nobody to reach" if waited else ""
-    return f", clock {_duration(rows[-1]['simulated_seconds'])}{nobody}"
-
-
 def _print(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _accuracy(rows: list[Row]) -> str:
-    value = next((row["test_accuracy"] for row in reversed(rows) if row["test_accuracy"] is not None), None)
-    return "-" if value is None else f"{value:.1%}"
+class _Seen:
+    """What has been told of a run so far."""
 
+    def __init__(self) -> None:
+        self.rounds, self.started, self.waited, self.accuracy = 0, 0.0, 0.0, "-"
+        self.last: Row = {}
 
-def _privacy(row: Row) -> str:
-    """What a private run has spent so far, or that it guarantees nothing, in every line."""
-    if "guarantee" not in row:
-        return ""
-    return ", no privacy guarantee" if row["epsilon"] is None else f", epsilon {row['epsilon']:.3g}"
+    def add(self, rows: list[Row]) -> None:
+        self.started = self.started if self.rounds else rows[0]["elapsed_seconds"]
+        self.rounds, self.last = self.rounds + len(rows), rows[-1]
+        self.waited = sum(row.get("waited_seconds") or 0.0 for row in rows)
+        tested = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+        self.accuracy = f"{tested[-1]:.1%}" if tested else self.accuracy
 
+    def clock(self) -> str:
+        """The simulated time, and whether the latest rounds had to wait for anybody to be reached."""
+        if "simulated_seconds" not in self.last:
+            return ""
+        nobody = f", {_duration(self.waited)} of it with nobody to reach" if self.waited else ""
+        return f", clock {_duration(self.last['simulated_seconds'])}{nobody}"
 
-def _rate(rows: list[Row]) -> str:
-    rate = speed(rows)
-    return f"{rate:.3g} rounds/s" if rate else f"started in {rows[0]['elapsed_seconds']:.1f} s"
+    def privacy(self) -> str:
+        """What a private run has spent so far, or that it guarantees nothing, in every line."""
+        if "guarantee" not in self.last:
+            return ""
+        epsilon = self.last["epsilon"]
+        return ", no privacy guarantee" if epsilon is None else f", epsilon {epsilon:.3g}"
 
+    def speed(self) -> float | None:
+        """Rounds per second after the first round."""
+        seconds = self.last["elapsed_seconds"] - self.started
+        return (self.rounds - 1) / seconds if seconds > 0 else None
 
-def _left(rows: list[Row], rounds: int) -> float:
-    return (rounds - len(rows)) / (speed(rows) or float("inf"))
+    def rate(self) -> str:
+        rate = self.speed()
+        return f"{rate:.3g} rounds/s" if rate else f"started in {self.started:.1f} s"
+
+    def left(self, rounds: int) -> float:
+        return (rounds - self.rounds) / (self.speed() or float("inf"))

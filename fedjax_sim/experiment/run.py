@@ -4,6 +4,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +33,10 @@ from fedjax_sim.experiment.folder import (
     write_json,
     write_text,
 )
-from fedjax_sim.experiment.history import Row, append, cut_history
-from fedjax_sim.experiment.loop import Loop
+from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, cut_history
+from fedjax_sim.experiment.loop import Loop, keeps_clients
 from fedjax_sim.experiment.origin import Origin, Seen, asked, changed, read_origin
+from fedjax_sim.experiment.per_client import FILE, Table
 from fedjax_sim.experiment.rehearsal import rehearse
 from fedjax_sim.experiment.summary import Summary, summarize
 from fedjax_sim.experiment.tracking import Tracker, several, trackers
@@ -55,7 +57,7 @@ class Audience(NamedTuple):
     """Who is told of a run, who draws it, and who may stop it."""
 
     reporter: Reporter = Reporter(lambda experiment, folder: None, lambda rows: None, lambda: None)
-    draw: Callable[[list[Row], Path], Any] | None = None  # draws the history into a file
+    draw: Callable[[History, Path], Any] | None = None  # draws the history into a file
     stop: Callable[[], bool] = lambda: False  # asked between calls; True ends training there, to be resumed
     tracker: Tracker = several([])  # who keeps a record elsewhere
 
@@ -64,7 +66,7 @@ def run(
     config: Config,
     reporter: Reporter | None = None,
     *,
-    draw: Callable[[list[Row], Path], Any] | None = None,
+    draw: Callable[[History, Path], Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Trains as `config` says, and writes as it goes. Ctrl-C ends it early with what there is.
@@ -92,7 +94,7 @@ def run(
         origin.write(folder)
         _write_config(folder, experiment.config, environment(devices, config))
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        return _train(folder, experiment, devices, [], origin, audience)
+        return _train(folder, experiment, devices, History(), origin, audience)
 
 
 def resume(
@@ -100,7 +102,7 @@ def resume(
     reporter: Reporter | None = None,
     *,
     overrides: Sequence[str] = (),
-    draw: Callable[[list[Row], Path], Any] | None = None,
+    draw: Callable[[History, Path], Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Goes on with a run that was interrupted or killed, from its last checkpoint, bit for bit as if it never was.
@@ -133,9 +135,9 @@ def resume(
         done = max(checkpoint.rounds_saved(folder), default=0)
         change = changed(folder, origin, done, seen.ingredients(experiment.config), overrides)
         origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
-        rows = cut_history(folder / HISTORY, done)
+        history = cut_history(folder / HISTORY, done)
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        return _train(folder, experiment, devices, rows, origin, audience, change is not None)
+        return _train(folder, experiment, devices, history, origin, audience, change is not None)
 
 
 def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
@@ -143,37 +145,41 @@ def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
 
 
 def _train(
-    folder: Path, experiment: Experiment, devices: list[Any], rows: list[Row], origin: Origin, audience: Audience,
+    folder: Path, experiment: Experiment, devices: list[Any], history: History, origin: Origin, audience: Audience,
     changed: bool = False,
 ) -> Summary:  # fmt: skip
-    """The rounds after `rows`, and what is left in the folder at the end. `changed`: the last change of `origin` is to
-    be written, once the checkpoint is known to go with it."""
-    config, begun = experiment.config, time.perf_counter()
-    before = rows[-1]["elapsed_seconds"] if rows else 0.0
+    """The rounds after those of `history`, and what is left in the folder at the end. `changed`: the last change of
+    `origin` is to be written, once the checkpoint is known to go with it."""
+    config, begun, done = experiment.config, time.perf_counter(), len(history)
+    before = history.last["elapsed_seconds"] if history.last else 0.0
     status, divergence, own_tests = "finished", None, None
-    memory = _client_memory(experiment, folder, len(rows))
-    with open(folder / HISTORY, "r+" if rows else "w", encoding="utf-8") as file:
+    memory = _client_memory(experiment, folder, done)
+    with ExitStack() as opened:
+        file = opened.enter_context(open(folder / HISTORY, "r+" if done else "w", encoding="utf-8"))
         file.seek(0, 2)
+        table = opened.enter_context(closing(Table(folder / FILE, done))) if keeps_clients(experiment) else None
         try:
             audience.reporter.built(experiment, folder)
-            loop = Loop(experiment, devices, memory, folder, rows, origin)
+            loop, past = Loop(experiment, devices, memory, folder, history, origin), Rows(folder / HISTORY, done)
             if changed:  # in this order: a kill in between leaves a change that has to be asked for again
                 _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))
                 origin.write(folder)
-            if rows:
+            for rows in batched(past, AT_ONCE):
                 audience.reporter.advanced(rows)
-            audience.tracker.began(config.model_dump(), folder, rows)
+            audience.tracker.began(config.model_dump(), folder, past)
             for step in loop.steps(audience.stop):
-                rows = rows + step.rows
+                history.add(step.rows)
+                if table is not None and step.entries is not None:
+                    table.append(step.entries)
                 append(file, step.rows)
                 if step.rows:
                     audience.reporter.advanced(step.rows)
                 audience.tracker.advanced(step.rows)
                 status, divergence = step.status or status, step.divergence
-            if divergence is None and rows:
+            if divergence is None and history:
                 data, key = experiment.phases[-1].data, replicate(jax.random.key(config.training.seed), devices)
                 own_tests = evaluate_clients(experiment, data, loop.federation, memory, key, devices, folder / CLIENTS)
-            if config.output.save_model and rows:
+            if config.output.save_model and history:
                 _save_models(experiment, loop, folder)
         except KeyboardInterrupt:
             status = "interrupted"
@@ -187,7 +193,7 @@ def _train(
     summary = summarize(
         status,
         folder,
-        rows,
+        history,
         before + time.perf_counter() - begun,
         divergence=divergence,
         own_tests=own_tests,
@@ -199,8 +205,8 @@ def _train(
         for leftover in (checkpoint.FOLDER, MEMORY):
             shutil.rmtree(folder / leftover, ignore_errors=True)
     write_json(folder / SUMMARY, summary.plain())
-    if audience.draw is not None and rows:
-        audience.draw(rows, folder / "curves.png")
+    if audience.draw is not None and history:
+        audience.draw(history, folder / "curves.png")
     audience.tracker.ended(summary.plain())
     return summary
 

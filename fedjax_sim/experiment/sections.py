@@ -240,5 +240,8 @@ class Output(Section):
         default="auto", description="rounds between checkpoints; auto makes one when a minute has passed"
     )
     save_model: bool = Field(default=True, description="write the last and the best model at the end, as arrays")
-    per_client: bool = Field(default=True, description="also write every client's values into history.jsonl")
+    per_client: bool | Literal["auto"] = Field(
+        default="auto",
+        description="also write every client's values in every round; auto does up to 100 clients in a round",
+    )
     track: tuple[str, ...] = Field(default=(), strict=False, description="also track to: tensorboard, mlflow, wandb")

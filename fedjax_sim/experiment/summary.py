@@ -4,8 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedjax_sim.experiment.clients import ClientSummary
-from fedjax_sim.experiment.history import Row, speed
+from fedjax_sim.experiment.history import History, speed
 
 
 class Divergence(NamedTuple):
@@ -58,7 +60,7 @@ class Summary(NamedTuple):
 def summarize(
     status: str,
     folder: Path,
-    rows: list[Row],
+    history: History,
     seconds: float,
     *,
     divergence: Divergence | None,
@@ -67,39 +69,44 @@ def summarize(
     environment: dict[str, Any],
     changes: list[str],
 ) -> Summary:
-    """The summary of rows, and of what is not in them."""
-    evaluated = [row for row in rows if row["test_accuracy"] is not None]
-    last = evaluated[-1] if evaluated else {"test_accuracy": None, "test_loss": None}
-    best = max(evaluated, key=lambda row: row["test_accuracy"], default=None)
+    """The summary of rounds, and of what is not in them."""
+    rounds, accuracies = history.column("test_accuracy")
+    losses = history.column("test_loss")[1]
+    best = int(accuracies.argmax()) if len(accuracies) else None
+    first, last = history.first or {}, history.last or {}
     return Summary(
         status=status,
         folder=str(folder),
-        rounds=len(rows),
-        first_loss=rows[0]["loss_before"] if rows else None,
-        last_loss=rows[-1]["loss_before"] if rows else None,
-        test_accuracy=last["test_accuracy"],
-        test_loss=last["test_loss"],
-        best_test_accuracy=best["test_accuracy"] if best else None,
-        best_round=best["round"] if best else None,
+        rounds=len(history),
+        first_loss=first.get("loss_before"),
+        last_loss=last.get("loss_before"),
+        test_accuracy=float(accuracies[-1]) if len(accuracies) else None,
+        test_loss=float(losses[-1]) if len(losses) else None,
+        best_test_accuracy=None if best is None else float(accuracies[best]),
+        best_round=None if best is None else int(rounds[best]),
         seconds=round(seconds, 3),
-        start_seconds=rows[0]["elapsed_seconds"] if rows else None,
-        rounds_per_second=(rate := speed(rows)) and round(rate, 3),
-        uplink_bits=sum(row["uplink_bits"] for row in rows),
-        downlink_bits=sum(row["downlink_bits"] for row in rows),
-        simulated_seconds=rows[-1].get("simulated_seconds") if rows else None,
-        empty_rounds=sum(row["clients"] == 0 for row in rows),
-        slowest=_slowest(rows),
+        start_seconds=first.get("elapsed_seconds"),
+        rounds_per_second=(rate := speed(history)) and round(rate, 3),
+        uplink_bits=_total(history, "uplink_bits"),
+        downlink_bits=_total(history, "downlink_bits"),
+        simulated_seconds=last.get("simulated_seconds"),
+        empty_rounds=int((history.every("clients") == 0).sum()),
+        slowest=_slowest(history),
         divergence=divergence,
         own_tests=own_tests,
-        epsilon=rows[-1].get("epsilon") if rows else 0.0 if status == "spent" else None,
+        epsilon=last.get("epsilon") if last else 0.0 if status == "spent" else None,
         privacy=promise,
         environment=environment,
         changes=changes,
     )
 
 
-def _slowest(rows: list[Row]) -> Slowest | None:
+def _total(history: History, name: str) -> int:
+    return sum(map(int, history.column(name)[1]))
+
+
+def _slowest(history: History) -> Slowest | None:
     """Of rounds that began together: of stale messages one is always the last."""
-    rounds = [row for row in rows if row.get("slowest") is not None and row["clients"] > 1 and not row["stalest"]]
-    last = Counter(row["slowest"] for row in rounds)
+    slowest, clients, stalest = (history.every(name) for name in ("slowest", "clients", "stalest"))
+    last = Counter(slowest[~np.isnan(slowest) & (clients > 1) & ~(stalest > 0)].astype(int).tolist())
     return Slowest(*last.most_common(1)[0]) if last else None

@@ -9,6 +9,7 @@ import json
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging import WARNING, getLogger
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, cast
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.folder import write_json
-from fedjax_sim.experiment.history import Row
+from fedjax_sim.experiment.history import AT_ONCE, Row, batched
 
 STATE = "tracking.json"  # by tracker, which of its runs this one is
 PROJECT = "fedjax_sim"
@@ -28,7 +29,7 @@ class Tracker(NamedTuple):
     """Who keeps a record of a run elsewhere; what it raises of `errors`, or an OSError, costs that record alone."""
 
     name: str
-    began: Callable[[Settings, Path, list[Row]], None]  # settings by section, run folder, rows of a resumed run
+    began: Callable[[Settings, Path, Iterable[Row]], None]  # settings by section, run folder, rows of a resumed run
     advanced: Callable[[list[Row]], None]  # rounds done since
     ended: Callable[[dict[str, Any] | None], None]  # the summary, of an interrupted run too; None if an error ended it
     errors: tuple[type[Exception], ...] = ()
@@ -93,18 +94,19 @@ def tensorboard() -> Tracker:
     def write(step: int, wall_time: float, **content: Any) -> None:
         files[0].write_event(events.Event(step=step, wall_time=wall_time, **content))
 
-    def began(settings: Settings, folder: Path, rows: list[Row]) -> None:
+    def began(settings: Settings, folder: Path, rows: Iterable[Row]) -> None:
         place = folder / "tensorboard"
         place.mkdir(exist_ok=True)
         old = set(place.iterdir())
         files[:] = [EventsWriter(str(place / "events"))]
-        begun[0] = time.time() - (rows[-1]["elapsed_seconds"] if rows else 0.0)
+        begun[0] = time.time() - sum(row["elapsed_seconds"] for row in deque(rows, 1))  # of the last one
         forget = events.SessionLog(status=events.SessionLog.START)  # has viewers drop the files before
         write(0, begun[0], session_log=forget)
         shown = dict.fromkeys(("test_accuracy", "test_loss", "loss_before"))
         for content in make.hparams(dict(_flat(settings, ".")), shown)[:2]:
             write(0, begun[0], summary=content)
-        advanced(rows)
+        for some in batched(rows, AT_ONCE):
+            advanced(some)
         for path in old - {Path(files[0]._file_name)}:
             path.unlink()
 
@@ -141,7 +143,7 @@ def mlflow() -> Tracker:
         for i in range(0, max(len(metrics), 1), 1000):  # as many as it takes at once
             at["client"].log_batch(at["run"], metrics=metrics[i : i + 1000], **(more if i == 0 else {}))
 
-    def began(settings: Settings, folder: Path, rows: list[Row]) -> None:
+    def began(settings: Settings, folder: Path, rows: Iterable[Row]) -> None:
         uri, place = os.environ.get("MLFLOW_TRACKING_URI"), (folder / "mlflow").absolute()
         getLogger("mlflow.store.db.utils").setLevel(WARNING)  # tells of every table it makes
         at.update(client=MlflowClient(uri or f"sqlite:///{place}.db"), told=0)
@@ -159,7 +161,8 @@ def mlflow() -> Tracker:
             params = [Param(key, str(value)[:500]) for key, value in _flat(settings, ".")]
             for i in range(0, len(params), 100):
                 log([], params=params[i : i + 100])
-        advanced(rows)
+        for some in batched(rows, AT_ONCE):
+            advanced(some)
 
     def advanced(rows: list[Row]) -> None:
         if new := [(row["round"], scalars(row)) for row in rows if row["round"] > at["told"]]:
@@ -188,7 +191,7 @@ def wandb() -> Tracker:
     package = _package("wandb", "wandb")
     at: dict[str, Any] = {}
 
-    def began(settings: Settings, folder: Path, rows: list[Row]) -> None:
+    def began(settings: Settings, folder: Path, rows: Iterable[Row]) -> None:
         known = _state(folder).get("wandb", {})
         run = at["run"] = package.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), name=os.environ.get("WANDB_NAME", folder.name),
@@ -198,7 +201,8 @@ def wandb() -> Tracker:
         )  # fmt: skip
         at.update(folder=folder, told=max(known.get("rounds", 0), run.step - 1))  # offline it starts at 0
         _remember(folder, "wandb", run=run.id, rounds=at["told"])
-        advanced(rows)
+        for some in batched(rows, AT_ONCE):
+            advanced(some)
 
     def advanced(rows: list[Row]) -> None:
         if new := [row for row in rows if row["round"] > at["told"]]:

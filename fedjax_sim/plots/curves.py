@@ -4,34 +4,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim.experiment.history import Row, column
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel
+import numpy as np
+
+from fedjax_sim.experiment.history import History, Row
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, thin
 
 
-def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
+def curves(history: History | Sequence[Row], path: str | Path, *, title: str = "") -> Path:
     """Accuracy, losses, and how far and how unanimously clients move the model, by round, as a PNG of 1500 x 1050
     pixels.
 
     Args:
-      rows: the history; quantities that were never measured are left out.
+      history: the rounds, or their rows; quantities that were never measured are left out.
       path: the file to write.
       title: what the run was.
 
     Returns:
       `path`.
     """
+    rows = history if isinstance(history, History) else History(history)
     figure = new_figure(10, 7, title)
     axes = figure.subplots(2, 2, sharex=True)
 
     accuracy = panel(axes[0, 0], "Test accuracy", "share classified rightly")
-    rounds, shares = column(rows, "test_accuracy")
+    rounds, shares = rows.column("test_accuracy")
     accuracy.plot(rounds, shares, color=BLUE, marker="o", markersize=3)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     accuracy.set_ylim(0, 1.02)
-    if shares:
-        best = max(range(len(shares)), key=shares.__getitem__)
+    if len(shares):
+        best = shares.argmax()
         accuracy.axhline(shares[best], color=GREY, linewidth=0.8, linestyle=":")
-        text = f"best {shares[best]:.1%}, round {rounds[best]}"
+        text = f"best {shares[best]:.1%}, round {rounds[best]:.0f}"
         accuracy.annotate(text, (0.98, 0.06), xycoords="axes fraction", ha="right", color=GREY, fontsize=9)
     else:
         accuracy.annotate("not evaluated yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
@@ -51,7 +54,7 @@ def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
 
     diversity = panel(axes[1, 1], "Gradient diversity", "mean squared norm / squared mean's norm")
     _line(diversity, rows, "gradient_diversity", None, GREEN)
-    clients = rows[-1]["clients"] if rows else 1
+    clients = (rows.last or {}).get("clients", 1)
     _level(diversity, 1, "1: all clients agree")
     if clients > 1:
         _level(diversity, clients, f"{clients}: unrelated updates of {clients} equal clients")
@@ -65,9 +68,9 @@ def curves(rows: Sequence[Row], path: str | Path, *, title: str = "") -> Path:
     return Path(path)
 
 
-def _line(axis: Any, rows: Sequence[Row], name: str, label: str | None, color: str, **style: Any) -> None:
-    rounds, values = column(rows, name)
-    if values:
+def _line(axis: Any, rows: History, name: str, label: str | None, color: str, **style: Any) -> None:
+    rounds, values = thin(*rows.column(name))
+    if len(values):
         style = {"marker": "o", "markersize": 3} if len(values) == 1 else style
         axis.plot(rounds, values, color=color, label=label, linewidth=1.4, **style)
 
@@ -84,7 +87,7 @@ def _legend(axis: Any) -> None:
         axis.legend(fontsize=8, frameon=False)
 
 
-def _log_if_wide(axis: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
-    values = [value for name in names for value in column(rows, name)[1]]
-    if values and min(values) > 0 and max(values) > 30 * min(values):
+def _log_if_wide(axis: Any, rows: History, names: Sequence[str]) -> None:
+    values = np.concatenate([rows.column(name)[1] for name in names])
+    if len(values) and values.min() > 0 and values.max() > 30 * values.min():
         axis.set_yscale("log")

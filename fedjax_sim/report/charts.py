@@ -1,14 +1,17 @@
 """Figures of single clients, of privacy and of communication."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from fedjax_sim.plots.style import BLUE, GREEN, ORANGE, svg
-from fedjax_sim.report.facts import came_last, worst_tenth
-from fedjax_sim.report.figures import HEIGHT, Figure, clocked, costs, legend, lines, plain, start, thin
-from fedjax_sim.report.read import Run, clean, is_number, number, series
+import numpy as np
 
+from fedjax_sim.experiment.history import is_number
+from fedjax_sim.plots.style import BLUE, GREEN, ORANGE, svg, thin
+from fedjax_sim.report.facts import came_last, worst_tenth
+from fedjax_sim.report.figures import HEIGHT, Figure, Line, clocked, costs, legend, lines, plain, start
+from fedjax_sim.report.read import Run, clean, number
+
+ENTRIES = 250_000  # of the table of clients that are looked at together
 NAMED = 40  # clients up to which each has a row with its name
 
 
@@ -62,14 +65,18 @@ def clients(run: Run) -> Figure | None:
 
 def parts(run: Run) -> list[Part]:
     """Who took part how often, from the rows that have single clients' values."""
-    listed = [row["per_client"] for row in run.rows if isinstance(row.get("per_client"), dict)]
-
-    def count(name: str) -> Counter[int]:
-        return Counter(client for lists in listed for client in _ids(lists.get(name)))
-
-    counted, late, dropped, asked, last = *map(count, ("ids", "late", "dropped", "asked")), came_last(run)
-    timed = any("asked" in lists for lists in listed)
-    everyone = sorted({*counted, *late, *dropped, *asked, *(last if listed else ())})
+    if run.table is None:
+        return []
+    totals = {name: Counter[int]() for name in ("counted", "late", "dropped", "asked")}
+    for first in range(0, len(run.table), ENTRIES):
+        some = run.table[first : first + ENTRIES]
+        clients, place = np.unique(some["client"], return_inverse=True)
+        for name, total in totals.items():
+            sums = np.bincount(place, some[name]).astype(int).tolist()
+            total.update(dict(zip(clients.tolist(), sums, strict=True)))
+    last, timed = came_last(run), len(run.history.column("asked")[0]) > 0
+    everyone = sorted({*totals["counted"], *last})
+    counted, late, dropped, asked = totals.values()
     return [Part(c, counted[c], late[c], dropped[c], asked[c] if timed else None, last[c]) for c in everyone]
 
 
@@ -103,22 +110,21 @@ def participation(run: Run, found: list[Part]) -> Figure | None:
 
 def privacy(run: Run) -> list[Figure | None]:
     """Epsilon, clipping, and what the noise leaves of the signal."""
-    rows = run.rows
+    history = run.history
     budget = number(run.settings, "privacy.epsilon")
-    rounds, spent = series(rows, "epsilon")
-    drawn = [("spent", rounds, spent)]
-    if rounds and budget is not None:
+    rounds, spent = history.column("epsilon")
+    drawn: list[Line] = [("spent", rounds, spent)]
+    if len(rounds) and budget is not None:
         drawn.append(("budget", [rounds[0], rounds[-1]], [budget, budget]))
-    both = [row for row in rows if is_number(row.get("noise_norm")) and is_number(row.get("signal_norm"))]
-    both = [row for row in both if row["noise_norm"] > 0]
-    ratio = [row["signal_norm"] / row["noise_norm"] for row in both]
+    every, noise, signal = (history.every(name) for name in ("round", "noise_norm", "signal_norm"))
+    both = (noise > 0) & ~np.isnan(signal)
     return [
         lines("epsilon", "Epsilon spent", "epsilon", drawn, "What the rounds until then have cost.", from_zero=True),
-        lines("clipped", "Clipped messages", "share", [(None, *series(rows, "clipped"))],
+        lines("clipped", "Clipped messages", "share", [(None, *history.column("clipped"))],
               "Share of a round's messages whose norm was above the clip norm.", percent=True),
-        lines("clip-norm", "Clip norm", "norm", [(None, *_varying(*series(rows, "clip_norm")))],
+        lines("clip-norm", "Clip norm", "norm", [(None, *_varying(*history.column("clip_norm")))],
               "It follows the clients' updates.", from_zero=True),
-        lines("signal", "Signal to noise", "ratio of norms", [(None, [row["round"] for row in both], ratio)],
+        lines("signal", "Signal to noise", "ratio of norms", [(None, every[both], signal[both] / noise[both])],
               "Norm of the clients' summed messages over that of the noise; far below 1, rounds are mostly noise.",
               from_zero=True),
     ]  # fmt: skip
@@ -128,26 +134,23 @@ def communication(run: Run) -> list[Figure | None]:
     """What accuracy costs in bytes and simulated time, and how rounds go."""
     by_bytes, by_time = costs(run)
     unit, (by_time,) = clocked([by_time])
-    rows = run.rows
-    counts = [(name, *series(rows, name)) for name in ("asked", "late", "dropped")]
+    history = run.history
+    counts = [(name, *history.column(name)) for name in ("asked", "late", "dropped")]
     return [
         lines("by-bytes", "Accuracy by what was sent", "test accuracy", [(None, *by_bytes)],
               "By megabytes sent until then, by all clients and by the server.", across="MB, both ways", percent=True),
         lines("by-time", "Accuracy by simulated time", "test accuracy", [(None, *by_time)],
               "By time on the clients' links and devices.", across=unit, percent=True),
-        lines("round-seconds", "Length of a round", "simulated seconds", [(None, *series(rows, "round_seconds"))],
+        lines("round-seconds", "Length of a round", "simulated seconds", [(None, *history.column("round_seconds"))],
               "On the clients' links and devices.", from_zero=True),
-        lines("answers", "Who was asked", "clients", [c for c in counts if any(c[2])],
+        lines("answers", "Who was asked", "clients", [c for c in counts if c[2].any()],
               "Clients asked in a round, and messages that were late or never came.", from_zero=True),
         lines("staleness", "Staleness", "rounds",
-              [c for c in (("mean", *series(rows, "staleness")), ("most", *series(rows, "stalest"))) if any(c[2])],
+              [(label, *history.column(name)) for label, name in (("mean", "staleness"), ("most", "stalest"))
+               if history.column(name)[1].any()],
               "How old the models were that arriving updates were computed from.", from_zero=True),
     ]  # fmt: skip
 
 
-def _varying(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
-    return (x, y) if len(set(y)) > 1 else ([], [])
-
-
-def _ids(values: object) -> Iterable[int]:
-    return (v for v in values if isinstance(v, int)) if isinstance(values, list) else ()
+def _varying(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (x, y) if len(np.unique(y)) > 1 else (x[:0], y[:0])

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.report.facts import Facts, facts
-from fedjax_sim.report.read import Run, compared, number, series
+from fedjax_sim.report.read import Run, compared, number
 from fedjax_sim.report.words import value_text
 
 
@@ -39,7 +40,7 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         elif (twin := next((r for r in same if seed(r) == seed(run)), None)) is None:
             same.append(run)
         else:
-            kept, left = (twin, run) if len(twin.rows) >= len(run.rows) else (run, twin)
+            kept, left = (twin, run) if len(twin.history) >= len(run.history) else (run, twin)
             same[same.index(twin)] = kept
             notes.append(f"{left.folder} is left out: {kept.folder} is the same experiment with the same seed.")
     trees = [compared(m[0]) for m in members]
@@ -113,14 +114,19 @@ def difference(first: Group, other: Group, name: str = "accuracy") -> Difference
     return Difference(float(np.mean(pairs)), half, len(pairs))
 
 
-def mean_curve(g: Group, name: str) -> tuple[list[float], list[float], list[float]]:
+def mean_curve(g: Group, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rounds, means and standard deviations over the runs, at rounds where every run of the group that has any value
     has one; a deviation of 0 for a single run."""
-    curves = [dict(zip(*series(run.rows, name), strict=True)) for run in g.runs]
-    curves = [curve for curve in curves if curve]
+    curves = [_by_round(*run.history.column(name)) for run in g.runs]
+    curves = [curve for curve in curves if len(curve[0])]
     if not curves:
-        return [], [], []
-    rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
-    values = np.array([[curve[r] for r in rounds] for curve in curves]).reshape(len(curves), len(rounds))
-    deviation = values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(rounds))
-    return rounds, values.mean(0).tolist(), deviation.tolist()
+        return np.zeros(0), np.zeros(0), np.zeros(0)
+    rounds = reduce(np.intersect1d, [rounds for rounds, _ in curves])
+    values = np.stack([values[np.searchsorted(there, rounds)] for there, values in curves])
+    return rounds, values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(rounds))
+
+
+def _by_round(rounds: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In order, each round once; of one that is there twice the last value."""
+    order, last = np.unique(rounds[::-1], return_index=True)
+    return order, values[::-1][last]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.experiment.history import speed
-from fedjax_sim.report.read import Run, clean, is_number, number, series
+from fedjax_sim.experiment.history import History, is_number, speed
+from fedjax_sim.report.read import Run, clean, number
 
 STEEP = 2.0  # standard errors from zero, from which on a slope is one
 
@@ -39,9 +39,9 @@ class Facts(NamedTuple):
 
 def facts(run: Run) -> Facts:
     """From the summary, and from rows where it says nothing."""
-    rows, told = run.rows, run.summary
-    rounds, accuracies = series(rows, "test_accuracy")
-    best = max(range(len(accuracies)), key=accuracies.__getitem__) if accuracies else None
+    history, told = run.history, run.summary
+    rounds, accuracies = history.column("test_accuracy")
+    best = int(accuracies.argmax()) if len(accuracies) else None
     asked = number(run.settings, "training.rounds")
     own = [_clients(run.clients, kind) for kind in ("global", "personal")]
 
@@ -54,31 +54,27 @@ def facts(run: Run) -> Facts:
         found = number(told, "own_tests", name)
         return found if found is not None or computed is None else computed[which]
 
-    try:
-        rate = speed(rows)
-    except (KeyError, TypeError):
-        rate = None
-    bits = [sum(series(rows, f"{way}_bits")[1]) / 8 for way in ("uplink", "downlink")]
+    bits = [float(history.column(f"{way}_bits")[1].sum()) / 8 for way in ("uplink", "downlink")]
     return Facts(
-        rounds=len(rows),
+        rounds=len(history),
         asked_rounds=None if asked is None else int(asked),
-        accuracy=accuracies[-1] if accuracies else None,
-        best=None if best is None else accuracies[best],
+        accuracy=float(accuracies[-1]) if len(accuracies) else None,
+        best=None if best is None else float(accuracies[best]),
         best_round=None if best is None else int(rounds[best]),
-        loss=_last(rows, "test_loss"),
-        client_loss=_last(rows, "loss_before"),
+        loss=_last(history, "test_loss"),
+        client_loss=_last(history, "loss_before"),
         clients=len(run.clients) or int(number(told, "own_tests", "clients") or 0),
         global_accuracy=own_of("global_accuracy", 0, 0),
         global_worst_tenth=own_of("global_worst_tenth", 0, 1),
         personal_accuracy=own_of("personal_accuracy", 1, 0),
         personal_worst_tenth=own_of("personal_worst_tenth", 1, 1),
-        epsilon=_last(rows, "epsilon") if rows else number(told, "epsilon"),
+        epsilon=_last(history, "epsilon") if history else number(told, "epsilon"),
         guarantee=_guarantee(run),
-        up_bytes=bits[0] if rows else None,
-        down_bytes=bits[1] if rows else None,
-        simulated_seconds=_last(rows, "simulated_seconds"),
-        seconds=of("seconds", _last(rows, "elapsed_seconds")),
-        rounds_per_second=of("rounds_per_second", rate),
+        up_bytes=bits[0] if history else None,
+        down_bytes=bits[1] if history else None,
+        simulated_seconds=_last(history, "simulated_seconds"),
+        seconds=of("seconds", _last(history, "elapsed_seconds")),
+        rounds_per_second=of("rounds_per_second", speed(history)),
     )
 
 
@@ -94,22 +90,24 @@ def _clients(clients: list[dict[str, Any]], kind: str) -> tuple[float, float] | 
     return float(np.mean(values)), float(np.mean(values[: worst_tenth(values)]))
 
 
-def _last(rows: Sequence[dict[str, Any]], name: str) -> float | None:
-    return next((row[name] for row in reversed(rows) if is_number(row.get(name))), None)
+def _last(history: History, name: str) -> float | None:
+    values = history.column(name)[1]
+    return float(values[-1]) if len(values) else None
 
 
 def _guarantee(run: Run) -> str:
     """What is guaranteed, to whom; nothing of a run without privacy."""
     if isinstance(run.summary.get("privacy"), str):
         return clean(run.summary["privacy"])
-    if not run.rows or "guarantee" not in run.rows[-1]:
+    if "guarantee" not in (last := run.history.last or {}):
         return ""
-    return "differential privacy" if is_number(run.rows[-1].get("epsilon")) else "no privacy guarantee"
+    return "differential privacy" if is_number(last.get("epsilon")) else "no privacy guarantee"
 
 
 def came_last(run: Run) -> Counter[int]:
     """In how many rounds each client's message came last, where there is a clock."""
-    return Counter(row["slowest"] for row in run.rows if is_number(row.get("slowest")) and row.get("clients") != 1)
+    slowest, clients = (run.history.every(name) for name in ("slowest", "clients"))
+    return Counter(slowest[~np.isnan(slowest) & (clients != 1)].astype(int).tolist())
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -119,7 +117,7 @@ def verdict(run: Run, found: Facts) -> list[str]:
     """How it ended and how good the model is, in a few sentences."""
     sentences = [ending(run, found)]
     if found.accuracy is None:
-        sentences.append("The model was not tested." if run.rows else "")
+        sentences.append("The model was not tested." if run.history else "")
     else:
         at = f" (best {found.best:.1%} in round {found.best_round})" if found.best != found.accuracy else ", its best"
         sentences += [f"The global model classifies {found.accuracy:.1%} of the test set rightly{at}.", trend(run)]
@@ -135,7 +133,7 @@ def verdict(run: Run, found: Facts) -> list[str]:
         sentences.append(
             f"{spent}{found.guarantee[0].upper() if not spent else found.guarantee[0]}{found.guarantee[1:]}."
         )
-    rejected = sum(series(run.rows, "rejected")[1])
+    rejected = run.history.column("rejected")[1].sum()
     if rejected:
         sentences.append(f"{rejected:,.0f} updates were not finite and left out.")
     return [s for s in sentences if s]
@@ -162,10 +160,10 @@ def ending(run: Run, found: Facts) -> str:
 
 def trend(run: Run) -> str:
     """Whether accuracy still changes over the second half of the evaluations, by the slope of a fitted line."""
-    rounds, values = series(run.rows, "test_accuracy")
+    rounds, values = run.history.column("test_accuracy")
     if len(values) < 8:
         return "These are too few evaluations to say whether it still improves."
-    x, y = np.asarray(rounds[len(rounds) // 2 :], float), np.asarray(values[len(values) // 2 :], float)
+    x, y = rounds[len(rounds) // 2 :], values[len(values) // 2 :]
     span = x[-1] - x[0]
     if span <= 0:
         return ""

@@ -1,16 +1,16 @@
 """Figures of one run or of several, each one panel that is readable on a phone, as SVG."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, svg
+from fedjax_sim.experiment.history import is_number
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, POINTS, new_figure, panel, svg, thin
 from fedjax_sim.report.compare import Group, mean_curve
-from fedjax_sim.report.read import Run, clean, is_number, series
+from fedjax_sim.report.read import Run, clean
 
-POINTS, MARKED = 2000, 40  # points of a curve at most, and up to which each has a marker
+MARKED = 40  # points up to which each has a marker
 COLORS = (BLUE, ORANGE, GREEN, "#7b4fa3", "#b8255f", "#8a6d1f", "#2a9db0", GREY)
 STYLES = ("-", "--", ":", "-.")
 WIDTH, HEIGHT = 4.6, 3.1  # inches
@@ -23,20 +23,8 @@ class Figure(NamedTuple):
     caption: str
 
 
-Line = tuple[str | None, Sequence[float], Sequence[float]]  # label, places, values
-
-
-def thin(x: Sequence[float], y: Sequence[float], most: int = POINTS) -> tuple[list[float], list[float]]:
-    """At most `most` of the points: of every stretch its lowest and its highest, and both ends."""
-    if len(x) <= most:
-        return list(x), list(y)
-    values, kept = np.asarray(y, float), {0, len(y) - 1}
-    edges = np.linspace(0, len(y), max((most - 2) // 2, 1) + 1).astype(int)
-    for first, after in pairwise(edges.tolist()):
-        part = values[first:after]
-        kept |= {int(first + part.argmin()), int(first + part.argmax())}
-    order = sorted(kept)
-    return [x[i] for i in order], [y[i] for i in order]
+Values = Sequence[float] | np.ndarray
+Line = tuple[str | None, Values, Values]  # label, places, values
 
 
 def start(title: str, label: str, across: str = "round", height: float = HEIGHT) -> tuple[Any, Any]:
@@ -56,7 +44,7 @@ def lines(
     *,
     across: str = "round",
     percent: bool = False,
-    spreads: Mapping[int, Sequence[float]] | None = None,
+    spreads: Mapping[int, Values] | None = None,
     from_zero: bool = False,
 ) -> Figure | None:
     """Curves in one panel, None where there is nothing to draw; `spreads` are half widths of a band around a line."""
@@ -68,22 +56,23 @@ def lines(
             continue
         color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
         band = (spreads or {}).get(i)
-        if band is not None and any(band):
-            low, high = ([v + sign * b for v, b in zip(y, band, strict=True)] for sign in (-1, 1))
+        if band is not None and np.any(band):
             step = max(1, -(-len(x) // POINTS))
-            axis.fill_between(x[::step], low[::step], high[::step], color=color, alpha=0.18, linewidth=0)
+            places, middle, half = (np.asarray(values, float)[::step] for values in (x, y, band))
+            axis.fill_between(places, middle - half, middle + half, color=color, alpha=0.18, linewidth=0)
         marker = {"marker": "o", "markersize": 3} if len(x) <= MARKED else {}
         axis.plot(*thin(x, y), color=color, linestyle=style, label=text, linewidth=1.4, **marker)
-    every = [v for _, _, y in drawn for v in y]
+    every = np.concatenate([np.asarray(y, float) for _, _, y in drawn])
+    lowest, highest = every.min(), every.max()
     if percent:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        if max(every) - min(every) < 0.05:
-            axis.set_ylim(min(every) - 0.03, max(every) + 0.03)
+        if highest - lowest < 0.05:
+            axis.set_ylim(lowest - 0.03, highest + 0.03)
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
-    elif min(every) > 0 and max(every) > 30 * min(every):
+    elif lowest > 0 and highest > 30 * lowest:
         axis.set_yscale("log")
     elif from_zero:
-        axis.set_ylim(bottom=min(0.0, *every))
+        axis.set_ylim(bottom=min(0.0, lowest))
     if across == "round":
         axis.xaxis.get_major_locator().set_params(integer=True)
     legend(figure, axis)
@@ -107,45 +96,44 @@ def plain(text: Any, longest: int = 26) -> str:
 
 def curves(run: Run) -> list[Figure | None]:
     """Accuracy and loss."""
-    rows = run.rows
-    rounds, values = series(rows, "test_accuracy")
+    history = run.history
+    rounds, values = history.column("test_accuracy")
     best = ""
-    if values:
-        at = max(range(len(values)), key=values.__getitem__)
+    if len(values):
+        at = values.argmax()
         best = f"; the best, {values[at]:.1%}, in round {rounds[at]:,.0f}"
     losses = (("clients, first local step", "loss_before"), ("clients, last local step", "loss_after"),
               ("test set", "test_loss"))  # fmt: skip
     return [
         lines("accuracy", "Test accuracy", "share classified rightly", [(None, rounds, values)],
               f"The global model on the test set{best}.", percent=True),
-        lines("loss", "Loss", "per example", [(text, *series(rows, name)) for text, name in losses],
+        lines("loss", "Loss", "per example", [(text, *history.column(name)) for text, name in losses],
               "First step: the global model on the clients' data. Last step: each client's own model on its data."),
     ]  # fmt: skip
 
 
 def movement(run: Run) -> list[Figure | None]:
     """What clients do to the model."""
-    rows = run.rows
+    history = run.history
     return [
         lines("norms", "Size of the updates", "L2 norm",
-              [("mean over clients", *series(rows, "update_norm")),
-               ("their aggregate", *series(rows, "aggregate_norm"))],
+              [("mean over clients", *history.column("update_norm")),
+               ("their aggregate", *history.column("aggregate_norm"))],
               "An aggregate far below the mean: updates cancel each other. With noise, the aggregate holds it.",
               from_zero=True),
-        lines("cosine", "Agreement of clients", "cosine", [(None, *series(rows, "cosine"))],
+        lines("cosine", "Agreement of clients", "cosine", [(None, *history.column("cosine"))],
               "Mean cosine of a client's update to the aggregate: 1 all point the same way, 0 they are unrelated."),
-        lines("diversity", "Gradient diversity", "ratio", [(None, *series(rows, "gradient_diversity"))],
+        lines("diversity", "Gradient diversity", "ratio", [(None, *history.column("gradient_diversity"))],
               "Mean squared norm of updates over the squared norm of their mean: 1 where all agree, about the "
               "number of clients where updates are unrelated."),
-        lines("drift", "Drift", "L2 norm", [(None, *series(rows, "drift"))],
+        lines("drift", "Drift", "L2 norm", [(None, *history.column("drift"))],
               "How far clients end from the model they received, on average.", from_zero=True),
     ]  # fmt: skip
 
 
 def by_class(run: Run) -> Figure | None:
     """Accuracy on each class: over the evaluations as a heat map, or bars of the only one."""
-    found = [(row["round"], row["test_class_accuracy"]) for row in run.rows
-             if isinstance(row.get("test_class_accuracy"), list) and row["test_class_accuracy"]]  # fmt: skip
+    found = [(r, values) for r, values in zip(*run.history.lists("test_class_accuracy"), strict=True) if values]
     found = [(r, values) for r, values in found if len(values) == len(found[-1][1])]
     if not found:
         return None
@@ -218,23 +206,21 @@ def compared_costs(groups: Sequence[Group]) -> list[Figure | None]:
     ]  # fmt: skip
 
 
-Curve = tuple[list[float], list[float]]
+Curve = tuple[np.ndarray, np.ndarray]
 
 
 def clocked(curves: Sequence[Curve]) -> tuple[str, list[Curve]]:
     """Curves by seconds in a unit that fits, and its name."""
-    longest = max((x[-1] for x, _ in curves if x), default=0.0)
+    longest = max((x[-1] for x, _ in curves if len(x)), default=0.0)
     unit, length = next((u for u in (("hours", 3600.0), ("minutes", 60.0)) if longest >= 2 * u[1]), ("seconds", 1.0))
-    return f"simulated {unit}", [([value / length for value in x], y) for x, y in curves]
+    return f"simulated {unit}", [(x / length, y) for x, y in curves]
 
 
 def costs(run: Run) -> tuple[Curve, Curve]:
     """Accuracies by megabytes sent until then, and by simulated seconds."""
-    bits = [sum(row[w] for w in ("uplink_bits", "downlink_bits") if is_number(row.get(w))) for row in run.rows]
-    tested = [(row, sent) for row, sent in zip(run.rows, accumulate(bits), strict=True)
-              if is_number(row.get("test_accuracy"))]  # fmt: skip
-    timed = [row for row, _ in tested if is_number(row.get("simulated_seconds"))]
-    return (
-        ([sent / 8e6 for _, sent in tested], [row["test_accuracy"] for row, _ in tested]),
-        ([row["simulated_seconds"] for row in timed], [row["test_accuracy"] for row in timed]),
-    )
+    accuracy, seconds = (run.history.every(name) for name in ("test_accuracy", "simulated_seconds"))
+    up, down = (np.nan_to_num(run.history.every(f"{way}_bits")) for way in ("uplink", "downlink"))
+    sent = (up + down).cumsum() / 8e6
+    tested = ~np.isnan(accuracy)
+    timed = tested & ~np.isnan(seconds)
+    return (sent[tested], accuracy[tested]), (seconds[timed], accuracy[timed])

@@ -4,13 +4,15 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.config import Config
-from fedjax_sim.experiment.history import Row, read_history
-
-_NUMBERS, _HUGE = (int, float), 1e300
+from fedjax_sim.experiment.history import History, is_number, rows_of
+from fedjax_sim.experiment.per_client import FILE as TABLE
+from fedjax_sim.experiment.per_client import read_table
 
 
 class Run(NamedTuple):
@@ -19,7 +21,8 @@ class Run(NamedTuple):
     folder: str
     name: str
     status: str  # as the summary has it, or "unfinished" where it does not say how the run ended
-    rows: list[Row]
+    history: History
+    table: np.ndarray | None  # what single clients did in each round, on disk until it is looked at
     summary: dict[str, Any]  # empty where there is none
     settings: dict[str, Any]  # by "section.key"; empty where they cannot be read
     config: str  # config.toml as it is
@@ -38,14 +41,13 @@ def read_run(folder: str | Path) -> Run:
         raise InputError(f"{clean(folder)}: there is no such folder; give a run's, such as runs/NAME")
     if not (folder / "history.jsonl").is_file():
         raise InputError(f"{clean(folder)}: there is no history.jsonl in it; give the folder of a run")
-    try:
-        rows = read_history(folder / "history.jsonl")
-    except UnicodeDecodeError:
-        raise InputError(f"{clean(folder / 'history.jsonl')}: it is not text; give another run") from None
-    for line, row in enumerate(rows, start=1):
+    history, path = History(), folder / "history.jsonl"
+    for line, row in enumerate(rows_of(path), start=1):
         if not is_number(row["round"]):
-            path = clean(folder / "history.jsonl")
-            raise InputError(f"{path}: round {clean(row['round'])!r} in line {line} is no number; remove the line")
+            raise InputError(
+                f"{clean(path)}: round {clean(row['round'])!r} in line {line} is no number; remove the line"
+            )
+        history.add([row])
     if _torn(folder / "history.jsonl"):
         notes.append("The last line of history.jsonl is cut off and left out.")
     summary = _summary(folder / "summary.json", notes)
@@ -55,10 +57,15 @@ def read_run(folder: str | Path) -> Run:
     name = clean(folder.name or folder.resolve().name)
     status = clean(summary["status"]) if isinstance(summary.get("status"), str) else "unfinished"
     told = number(summary, "rounds")
-    if told is not None and told != len(rows):
-        notes.append(f"summary.json is of {told:,.0f} rounds, the history has {len(rows):,}: it may still run.")
+    if told is not None and told != len(history):
+        notes.append(f"summary.json is of {told:,.0f} rounds, the history has {len(history):,}: it may still run.")
+    try:
+        table = read_table(folder / TABLE)
+    except InputError as error:
+        table = None
+        notes.append(f"Single clients' rounds are left out: {clean(error)}.")
     clients = _clients(folder / "clients.jsonl", notes)
-    return Run(clean(folder), name, status, rows, summary, settings, config, clients, notes)
+    return Run(clean(folder), name, status, history, table, summary, settings, config, clients, notes)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -82,23 +89,12 @@ def clean(value: Any) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a finite number, which True is not, and not of absurd size."""
-    return value.__class__ in _NUMBERS and -_HUGE < value < _HUGE
-
-
 def number(tree: Any, *path: str) -> float | None:
     """The finite number at `path` in nested tables, None where there is none."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     found: Any = tree
     return found if is_number(found) else None
-
-
-def series(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
-    """Rounds and values of one quantity, where it is a finite number."""
-    found = [row for row in rows if is_number(row.get(name))]
-    return [row["round"] for row in found], [row[name] for row in found]
 
 
 def compared(run: Run) -> dict[str, Any]:

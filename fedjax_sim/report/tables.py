@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_sim.experiment.history import is_number
 from fedjax_sim.report.charts import Part, names
 from fedjax_sim.report.compare import Group, difference, of_group
 from fedjax_sim.report.facts import Facts, came_last
-from fedjax_sim.report.read import Run, clean, defaults, is_number
+from fedjax_sim.report.read import Run, clean, defaults
 from fedjax_sim.report.words import NONE, duration, share, short, size, value_text
 
 LISTED = 20  # clients in a table at most

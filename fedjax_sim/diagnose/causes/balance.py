@@ -43,8 +43,8 @@ def _evidence(facts: Facts) -> list[str]:
         found.append(
             f"Class {rare} is {trained[rare]:.1%} of the training examples and {tested[rare]:.1%} of the test."
         )
-    by_class = next((row["test_class_accuracy"] for row in reversed(facts.rows) if row["test_class_accuracy"]), None)
-    if by_class and shares is not None and all(value is not None for value in by_class):
+    by_class = [value for value in facts.last_of_classes() if value is not None]
+    if shares is not None and len(by_class) == len(shares[0]):
         order = np.argsort(shares[0])
         half = max(1, len(order) // 2)
         low, high = (float(np.mean([by_class[k] for k in part])) for part in (order[:half], order[half:]))

@@ -21,7 +21,7 @@ def _evidence(facts: Facts) -> list[str]:
     import jax
 
     entries = sum(leaf.size for leaf in jax.tree.leaves(model))
-    messages = sum(row["clients"] for row in facts.rows)
+    messages = facts.total("clients")
     found = []
     if messages:
         bits = facts.total("uplink_bits") / messages

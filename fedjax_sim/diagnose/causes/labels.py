@@ -34,8 +34,8 @@ def _evidence(facts: Facts) -> list[str]:
             f"An update points {cosine:.2f} (cosine) along the aggregate on average, and updates are "
             f"{diversity:.1f} times as long, squared, as what is left of them."
         )
-    by_class = next((row["test_class_accuracy"] for row in reversed(facts.rows) if row["test_class_accuracy"]), None)
-    if by_class and all(value is not None for value in by_class):
+    by_class = [value for value in facts.last_of_classes() if value is not None]
+    if by_class:
         found.append(f"Class accuracies go from {points(min(by_class))} to {points(max(by_class))} % at the end.")
     return found
 

@@ -1,6 +1,6 @@
 """Clients whose messages come late or never: deadlines, dropouts, hours in which they cannot be reached."""
 
-from collections import Counter
+import numpy as np
 
 from fedjax_sim.diagnose.cause import EXTREME, Cause, Facts, Remedy, Removal, cleared
 
@@ -22,16 +22,14 @@ def _evidence(facts: Facts) -> list[str]:
         return []
     found = [f"Of {asked:.0f} clients asked, {facts.total('late') / asked:.0%} were late and "
              f"{facts.total('dropped') / asked:.0%} never answered."]  # fmt: skip
-    turns, missed = Counter(), Counter()
-    for row in facts.rows:
-        listed = row.get("per_client") or {}
-        turns.update(listed.get("asked", []))
-        missed.update([*listed.get("late", []), *listed.get("dropped", [])])
-    lost = [client for client, count in turns.items() if count > 2 and missed[client] == count]
+    seen, sizes = facts.seen.clients, facts.experiment.data.sizes
+    turns = np.bincount(seen["client"], seen["asked"], len(sizes))
+    missed = np.bincount(seen["client"], seen["late"] + seen["dropped"], len(sizes))
+    lost = np.flatnonzero((turns > 2) & (missed == turns)).tolist()
     if lost:
-        names = ", ".join(facts.experiment.data.name(client) for client in sorted(lost)[:5])
+        names = ", ".join(facts.experiment.data.name(client) for client in lost[:5])
         names += f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-        share = facts.experiment.data.sizes[lost].sum() / max(facts.experiment.data.sizes.sum(), 1)
+        share = sizes[lost].sum() / max(sizes.sum(), 1)
         found.append(f"Never heard in time: {names}, with {share:.0%} of the examples.")
     if stale := facts.mean("staleness"):
         found.append(f"Messages are {stale:.1f} rounds old on average.")

@@ -30,7 +30,7 @@ def _evidence(facts: Facts) -> list[str]:
     rounds = facts.config.training.rounds
     found = [f"A round trains {cohort} of {clients} clients: each takes part in {rounds * cohort / clients:.0f} of "
              f"{rounds} rounds on average."]  # fmt: skip
-    tested = [row["test_accuracy"] for row in facts.rows if row["test_accuracy"] is not None]
+    tested = facts.history.column("test_accuracy")[1].tolist()
     late = tested[len(tested) // 2 :]
     if len(late) > 3:
         jumps = sum(abs(b - a) for a, b in pairwise(late)) / (len(late) - 1)

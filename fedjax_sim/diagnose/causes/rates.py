@@ -34,11 +34,10 @@ def _rank(facts: Facts) -> int:
 
 
 def _evidence(facts: Facts) -> list[str]:
-    first = next((row["loss_before"] for row in facts.rows if row["loss_before"] is not None), None)
-    last = next((row["loss_before"] for row in reversed(facts.rows) if row["loss_before"] is not None), None)
-    if first is None or last is None:
+    losses = facts.history.column("loss_before")[1]
+    if not len(losses):
         return ["The loss is no longer finite."]
-    found = [f"The clients' loss goes from {first:.3g} to {last:.3g} over {len(facts.rows)} rounds."]
+    found = [f"The clients' loss goes from {losses[0]:.3g} to {losses[-1]:.3g} over {len(facts.history)} rounds."]
     before, after = facts.mean("loss_before"), facts.mean("loss_after")
     if before is not None and after is not None and after >= before:
         found.append(f"Local training does not lower a client's own loss: {before:.3g} before, {after:.3g} after.")

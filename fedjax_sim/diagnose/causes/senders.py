@@ -1,6 +1,6 @@
 """Malicious or broken clients: what they send, or train on, is not what it should be."""
 
-from collections import Counter
+import numpy as np
 
 from fedjax_sim.attacks import malicious
 from fedjax_sim.diagnose.cause import EXTREME, Cause, Facts, Remedy, Removal, cleared
@@ -23,23 +23,20 @@ def _evidence(facts: Facts) -> list[str]:
     found = [f"{int(who.sum())} of {data.num_clients} clients: {facts.config.attack.name}."]
     if rejected := facts.total("rejected"):
         found.append(f"{rejected:.0f} messages were not finite and were left out.")
-    cosines: dict[int, list[float]] = {}
-    broken: Counter[int] = Counter()
-    for row in facts.rows:
-        listed = row.get("per_client") or {}
-        for client, cosine in zip(listed.get("ids", []), listed.get("cosine", []), strict=False):
-            if cosine is None:
-                broken[client] += 1
-            else:
-                cosines.setdefault(client, []).append(cosine)
-    if broken:
-        found.append(f"The first to send what is not finite: {data.name(broken.most_common(1)[0][0])}.")
-    means = {client: sum(values) / len(values) for client, values in cosines.items()}
-    if means:
-        odd = min(means, key=lambda client: means[client])
-        typical = sorted(means.values())[len(means) // 2]
-        found.append(f"The odd one out is {data.name(odd)}: its updates point {means[odd]:.2f} (cosine) along the "
-                     f"aggregate, the median client's {typical:.2f}.")  # fmt: skip
+    seen = facts.seen.clients[facts.seen.clients["counted"]]
+    broken = seen["rejected"] | ~np.isfinite(seen["update_norm"])
+    if broken.any():  # from the next round on, everybody's may be
+        first = seen["round"][broken].min()
+        names = [data.name(int(client)) for client in np.unique(seen["client"][broken & (seen["round"] == first)])]
+        names = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        found.append(f"The first to send what is not finite, in round {first}: {names}.")
+    fine = seen[~broken & np.isfinite(seen["cosine"])]
+    clients, place = np.unique(fine["client"], return_inverse=True)
+    if len(clients) > 1:
+        means = np.bincount(place, fine["cosine"]) / np.bincount(place)
+        odd = int(means.argmin())
+        found.append(f"The odd one out is {data.name(int(clients[odd]))}: its updates point {means[odd]:.2f} (cosine) "
+                     f"along the aggregate, the median client's {np.median(means):.2f}.")  # fmt: skip
     return found
 
 

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from fedjax_sim.diagnose.cause import EXTREME, HABIT, Cause, Facts, Remedy, Removal, World
 from fedjax_sim.diagnose.remedies import drift_corrections, fewer_steps, server_optimizers, tuned_rates
 
@@ -58,12 +60,12 @@ def _evidence(facts: Facts) -> list[str]:
     before, after = facts.mean("loss_before"), facts.mean("loss_after")
     if before is not None and after is not None:
         found.append(f"On its own examples a client's loss falls from {before:.3g} to {after:.3g} in a round.")
-    last = facts.rows[-max(1, len(facts.rows) // 5) :]
-    moved = [row["drift"] for row in last if row["drift"] is not None]
-    kept = [row["aggregate_norm"] for row in last if row["aggregate_norm"] is not None]
-    if moved and kept and sum(kept):
-        found.append(f"At the end clients move {sum(moved) / len(moved):.3g} away and the global model "
-                     f"{sum(kept) / len(kept):.3g}: the rest cancels out.")  # fmt: skip
+    last = slice(-max(1, len(facts.history) // 5), None)
+    moved, kept = (facts.history.every(name)[last] for name in ("drift", "aggregate_norm"))
+    moved, kept = (values[~np.isnan(values)] for values in (moved, kept))
+    if len(moved) and kept.any():
+        found.append(f"At the end clients move {moved.mean():.3g} away and the global model {kept.mean():.3g}: the "
+                     "rest cancels out.")  # fmt: skip
     return found
 
 
