@@ -174,7 +174,14 @@ def test_a_run_folder_is_repeated_under_another_name(tmp_path: Path) -> None:
 
 
 def test_what_a_first_checkpoint_left_when_it_was_killed_is_taken_away(tmp_path: Path) -> None:
-    saved = Saved({"w": np.ones(3)}, {"w": np.ones(3)}, np.int32(1), np.int32(-1), np.zeros(0, bool))
+    saved = Saved(
+        {"w": np.ones(3)},
+        {"w": np.ones(3)},
+        np.int32(1),
+        np.int32(-1),
+        np.zeros(0, bool),
+        *[np.zeros(16, np.uint8)] * 2,
+    )
     torn = tmp_path / checkpoint.FOLDER / "3.orbax-checkpoint-tmp"
     torn.mkdir(parents=True)
     (torn / "part").write_text("half")
