@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import assert_equal, one_line
@@ -12,6 +13,7 @@ from fedjax_sim import InputError
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.clock import adacomm
 from fedjax_sim.experiment.config import load_config
+from fedjax_sim.experiment.trials import Program
 
 BITS = 650 * 32  # of logistic regression on digits
 CLOCK = ("network.profiles=constant", "network.downlink_bps=65000", "network.uplink_bps=32500", "network.latency_s=0.1",
@@ -52,7 +54,7 @@ def test_a_deadline_leaves_the_slow_client_out_as_if_it_were_not_there(tmp_path:
         assert (row["asked"], row["clients"], row["late"], row["round_seconds"]) == (20, 19, 1, 3.0)
         here = found.table[found.table["round"] == row["round"]]
         assert here["client"][here["late"] == 1].tolist() == here["client"][~here["counted"]].tolist() == [3]
-        assert (row["uplink_bits"], row["downlink_bits"]) == (19 * BITS, 20 * BITS)
+        assert (row["uplink_bits"], row["downlink_bits"]) == (20 * BITS, 20 * BITS)  # the late message was sent, too
     # the others' training is that of a federation in which 3 is never sampled: their losses in the first round agree
     first, before = (dict(zip(*(of_round(run.table, 1)[name] for name in ("client", "loss_after")), strict=True))
                      for run in (found, waiting))  # fmt: skip
@@ -223,3 +225,43 @@ def test_settings_without_a_guarantee_warn() -> None:
     ):
         with pytest.warns(UserWarning, match=words):
             build(load_config(None, [*QUICK, *overrides]))
+
+
+SENT = {  # asked, late, failed in a round, and messages that were sent in it
+    "over-selection": ("network.policy=over_select", "network.extra=8"),
+    "deadline": ("network.policy=deadline", "network.deadline_seconds=3", "network.slow_clients=[0, 1, 2, 3, 4, 5]",
+                 "network.slowdown=10"),
+    "failures": ("network.policy=deadline", "network.deadline_seconds=3", "network.slow_clients=[0, 1, 2, 3, 4, 5]",
+                 "network.slowdown=10", "network.dropout=0.3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", SENT)
+def test_messages_that_come_too_late_were_sent_and_who_failed_sent_nothing(tmp_path: Path, policy: str) -> None:
+    """In a run, and in the same run as part of a sweep."""
+    settings = (*CLOCK, *SENT[policy])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that some never make the deadline
+        found = trained(tmp_path / "run", *settings)
+        program = Program(build(load_config(None, [*QUICK, *settings])), (), jax.devices()[:1], slots=1)
+        program.load([{}])
+        swept = [*program][-1]
+    assert sum(row["late"] for row in found.rows) > 0
+    assert any(row["dropped"] for row in found.rows) == (policy == "failures")
+    for row in found.rows:
+        assert row["asked"] == row["clients"] + row["late"] + row["dropped"]
+        assert row["uplink_bits"] == (row["clients"] + row["late"]) * BITS
+        assert row["downlink_bits"] == row["asked"] * BITS
+    if policy == "over-selection":
+        assert found.written["uplink_bits"] == found.written["downlink_bits"] == 4 * 18 * BITS
+    assert swept.sent_bits[0] == found.written["uplink_bits"] + found.written["downlink_bits"]
+
+
+def test_a_stale_message_counts_once_in_the_round_that_takes_it(tmp_path: Path) -> None:
+    stale = ("network.policy=deadline", "network.deadline_seconds=12.5", "network.late=stale", "training.rounds=12")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = trained(tmp_path / "run", *SLOW, *stale)
+    assert sum(row["late"] for row in found.rows) > 0
+    assert any(row["stalest"] for row in found.rows)
+    assert [row["uplink_bits"] for row in found.rows] == [row["clients"] * BITS for row in found.rows]

@@ -38,6 +38,14 @@ class Simulation(NamedTuple):
     discount: Discount
     mixing: bool
     statement: str
+
+    def beside_bits(self, step: ServerStep) -> tuple[int, int]:
+        """Bits sent in a round beside the messages that are aggregated: by the server to whoever was asked, and by
+        clients in vain. A message that comes too late to be taken was sent whole, for nobody tells its client to stop;
+        its size is the largest that a message has. Who fails does so before it sends. A stale message counts in the
+        round that takes it."""
+        return self.bits[0] * len(step.asked), 0 if self.turns is not None else self.bits[1] * len(step.late)
+
     uncounted: str | None  # why no guarantee of privacy holds on this clock, and what to do; None where one does
     all_arrive: bool  # whoever is asked, and as many are as are drawn
 

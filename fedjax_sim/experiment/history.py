@@ -3,14 +3,15 @@
 A row holds `round` (from 1), `clients`, `examples` and `steps` of the round in all; `loss_before` and `loss_after`,
 means over its clients weighted by examples; `drift`, `update_norm` and `cosine`, plain means; `rejected`, how many sent
 what is not finite and were left out, of these means too; `aggregate_norm`, `gradient_diversity`, `effective_clients`;
-`uplink_bits` and `downlink_bits` in all; `elapsed_seconds` since the start of the run; `test_accuracy`, `test_loss`,
-`test_ece` (calibration error), `test_class_accuracy` (a list) and for two classes `test_auc`, None where the model was
-not evaluated; whatever else the algorithm reports, `clipped`, `clip_norm`, `signal_norm` and `noise_norm` of private
-ones; with noise, `epsilon` spent until then and whether there is a `guarantee`; with a simulated clock, `asked`
-clients, of which messages were `late` or never came (`dropped`), `staleness` (mean over messages, in rounds) and
-`stalest`, `round_seconds`, `waited_seconds` until anybody could be reached, `simulated_seconds` since the start, and
-the `slowest` client, whose message came last; and `most_steps` where local steps are adapted. A number that is not
-finite becomes None. What single clients did is in a file of its own, see `per_client`.
+`uplink_bits` and `downlink_bits` in all, with a clock those of messages that came too late, too; `elapsed_seconds`
+since the start of the run; `test_accuracy`, `test_loss`, `test_ece` (calibration error), `test_class_accuracy` (a list)
+and for two classes `test_auc`, None where the model was not evaluated; whatever else the algorithm reports, `clipped`,
+`clip_norm`, `signal_norm` and `noise_norm` of private ones; with noise, `epsilon` spent until then and whether there is
+a `guarantee`; with a simulated clock, `asked` clients, of which messages were `late` or never came (`dropped`),
+`staleness` (mean over messages, in rounds) and `stalest`, `round_seconds`, `waited_seconds` until anybody could be
+reached, `simulated_seconds` since the start, and the `slowest` client, whose message came last; and `most_steps` where
+local steps are adapted. A number that is not finite becomes None. What single clients did is in a file of its own, see
+`per_client`.
 """
 
 import json
@@ -128,12 +129,13 @@ def row_of(metrics: RoundMetrics, round_number: int, *, elapsed_seconds: float) 
     }
 
 
-def with_clock(row: Row, step: ServerStep, before: float, downlink_bits: int) -> Row:
-    """`row` with what the clock says: whoever was asked received a broadcast of so many bits."""
+def with_clock(row: Row, step: ServerStep, before: float, beside_bits: tuple[int, int]) -> Row:
+    """`row` with what the clock says, and with the bits that the server sent, and clients in vain."""
     stale = step.staleness
     return {
         **row,
-        "downlink_bits": downlink_bits * len(step.asked),
+        "downlink_bits": beside_bits[0],
+        "uplink_bits": row["uplink_bits"] + beside_bits[1],
         "asked": len(step.asked),
         "late": len(step.late),
         "dropped": len(step.dropped),

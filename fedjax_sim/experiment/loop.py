@@ -220,7 +220,7 @@ class Loop:
             row = row_of(of_round, number, elapsed_seconds=elapsed)
             if driver.simulation is not None and driver.clock is not None:
                 before = steps[i - 1].seconds if i else driver.clock.seconds
-                row = with_clock(row, steps[i], before, driver.simulation.bits[0])
+                row = with_clock(row, steps[i], before, driver.simulation.beside_bits(steps[i]))
             if driver.most is not None:
                 row["most_steps"] = driver.most
             if self.ledger is not None:

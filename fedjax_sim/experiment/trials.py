@@ -251,13 +251,16 @@ class Program:
         return jax.tree.map(np.asarray, make_model(experiment.config, experiment.data, seed).params)
 
     def _rounds(self, place: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, float]]:
-        """Who trains in each round, their steps at most, how many received the model, and the clock after it."""
+        """Who trains in each round, their steps at most, bits sent beside their messages, and the clock after it."""
         experiment, most, ground = self.experiment, np.iinfo(np.int32).max, self.grounds[place]
         if experiment.simulation is None:
-            number = 0
+            number, broadcast = (
+                0,
+                wire_bits(experiment.algorithm, experiment.model.params, experiment.data.num_clients)[0],
+            )
             while True:
                 ids = draw_rounds(ground.sampler, seed, number, 1)[0]
-                yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()), 0.0
+                yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()) * broadcast, 0.0
                 number += 1
         config = with_settings(experiment.config, {SEED: seed})
         given = (ground.data, experiment.algorithm, experiment.model.params, ground.sampler, ())
@@ -266,28 +269,24 @@ class Program:
         for step in simulation.schedule(None):
             ids, steps = np.full(simulation.slots, -1, np.int32), np.zeros(simulation.slots, np.int32)
             ids[: len(step.begun)], steps[: len(step.begun)] = step.begun, step.begun_steps
-            yield ids, steps, len(step.asked), step.seconds
+            yield ids, steps, sum(simulation.beside_bits(step)), step.seconds
 
     def advance(self) -> Progress:
         """Up to the next evaluation; runs that were dropped stay where they are."""
         rounds = min(self.block, self.rounds - self.done)
         drawn = {turn: list(islice(table, rounds)) for turn, table in self.tables.items()}
-        ids, steps, asked, clock = zip(*([*zip(*drawn[turn], strict=True)] for turn in self.turns), strict=True)
+        ids, steps, beside, clock = zip(*([*zip(*drawn[turn], strict=True)] for turn in self.turns), strict=True)
         tables = tuple(np.pad(np.array(t, np.int32), ((0, 0), (0, self.block - rounds), (0, 0)), constant_values=-1)
                        for t in (ids, steps))  # fmt: skip
         shared = (*self.shared, jnp.int32(rounds))
         self.states, found = self.many(self.states, (*self.given, *tables), shared, self.active)
         found = jax.tree.map(np.asarray, found)
         self.done += rounds
-        broadcast = np.array([sum(each) for each in asked], np.int64) * self._downlink_bits()
-        self.sent += np.where(self.active, found["sent"].astype(np.int64) @ np.array([2**16, 1]) + broadcast, 0)
+        more = np.array([sum(each) for each in beside], np.int64)
+        self.sent += np.where(self.active, found["sent"].astype(np.int64) @ np.array([2**16, 1]) + more, 0)
         self.seconds = np.where(self.active, [each[-1] for each in clock], self.seconds)
         arrays = (found["accuracy"], found["loss"], found["train_loss"], self.sent, self.seconds)
         return Progress(self.done, *(array[self.seats] for array in arrays))
-
-    def _downlink_bits(self) -> int:
-        experiment = self.experiment
-        return wire_bits(experiment.algorithm, experiment.model.params, experiment.data.num_clients)[0]
 
     def drop(self, places: Sequence[int]) -> None:
         """Ends these runs, by their places among those that were loaded."""

@@ -21,7 +21,7 @@ def _evidence(facts: Facts) -> list[str]:
     import jax
 
     entries = sum(leaf.size for leaf in jax.tree.leaves(model))
-    messages = facts.total("clients")
+    messages = facts.total("clients") + (facts.total("late") if facts.config.network.late == "drop" else 0)
     found = []
     if messages:
         bits = facts.total("uplink_bits") / messages
