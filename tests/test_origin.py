@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import one_line
@@ -13,12 +14,16 @@ from fedjax_sim import InputError
 from fedjax_sim.data import FederatedData, from_clients, open_store, save
 from fedjax_sim.data import fingerprint as of_data
 from fedjax_sim.data.fingerprint import fingerprint, of_path
+from fedjax_sim.diagnose import CAUSES, diagnose
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
 from fedjax_sim.experiment.history import read_history
-from fedjax_sim.experiment.origin import read_origin
+from fedjax_sim.experiment.origin import Marks, read_origin, still_stands
 from fedjax_sim.experiment.run import Reporter, resume, run
 from fedjax_sim.experiment.section import READ
+from fedjax_sim.experiment.space import Choice, Range
+from fedjax_sim.experiment.sweep import sweep
+from fedjax_sim.experiment.tune import tune
 from fedjax_sim.report.read import read_run
 
 
@@ -33,11 +38,12 @@ class After:
         return self.calls <= 0
 
 
-def table(path: Path, seed: int = 0, flipped: bool = False) -> Path:
-    """A table of six hospitals, whose labels follow the sum of its columns, or the contrary."""
+def table(path: Path, seed: int = 0, *, flipped: bool = False, shuffled: bool = False) -> Path:
+    """A table of six hospitals, whose labels follow the sum of its columns, or the contrary, or are other patients'."""
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(240, 3))
     labels = (inputs.sum(1) > 0) ^ flipped
+    labels = rng.permutation(labels) if shuffled else labels
     rows = [f"H{i % 6},{','.join(f'{x:.3f}' for x in row)},{int(y)}"
             for i, (row, y) in enumerate(zip(inputs, labels, strict=True))]  # fmt: skip
     path.write_text("client,a,b,c,label\n" + "\n".join(rows) + "\n")
@@ -255,6 +261,111 @@ def test_a_change_that_moves_the_clock_is_refused(tmp_path: Path) -> None:
         resume(folder, overrides=["network.uplink_bps=2e6"])
     one_line(error, "network", "simulated seconds")
     assert resume(folder, overrides=["algorithm.learning_rate=0.2"]).status == "finished"
+
+
+# --- results that are kept are found by what made them ----------------------------------------------------------------
+
+LEARNS = ("model.name=logistic", "training.rounds=6", "training.evaluate_every=3", "training.local_steps=4",
+          "data.name=csv", "algorithm.learning_rate=0.5")  # fmt: skip
+
+
+def test_a_corrected_file_is_swept_and_tuned_anew(tmp_path: Path) -> None:
+    """Case 7: the labels of a table are put right, and the same command is given again."""
+    path, folder, devices = tmp_path / "study.csv", tmp_path / "sweep", jax.devices()[:1]
+    config, rates = load_config(None, [*LEARNS, f"data.path={path}"]), [0.3, 0.5]
+    trials = [{"algorithm.learning_rate": rate, "training.seed": 0} for rate in rates]
+    found, tuned = {}, {}
+    for state, wrong in (("wrong", True), ("right", False), ("wrong again", True)):
+        table(path, shuffled=wrong)
+        told: list[int] = []
+        found[state] = sweep(config, trials, folder, devices, told=lambda done, *_, told=told: told.append(done))
+        assert bool(told) == (state != "wrong again")  # which is still there
+        space = {"algorithm.learning_rate": Range(0.3, 0.5, log=False, whole=False)}
+        tuned[state] = tune(config, space, tmp_path / "study", devices, trials=2, batch=2)
+    assert found["wrong again"] == found["wrong"]
+    assert tuned["wrong again"].value == tuned["wrong"].value < 0.7
+    assert max(result.accuracy[-1] or 0 for result in found["wrong"]) < 0.7
+    assert min(result.accuracy[-1] or 0 for result in found["right"]) > 0.9
+    assert tuned["right"].value > 0.9
+    fresh = sweep(config, trials[:1], tmp_path / "fresh", devices)
+    assert fresh[0].accuracy == found["wrong"][0].accuracy
+
+
+def test_each_trial_goes_by_the_files_that_it_reads_itself(tmp_path: Path) -> None:
+    table(tmp_path / "a.csv", 1)
+    trials = [{"data.path": str(tmp_path / f"{name}.csv"), "training.seed": 0} for name in ("a", "b")]
+    config, lines = load_config(None, [*LEARNS, "training.rounds=2"]), tmp_path / "sweep" / "sweep.jsonl"
+    for wrong, count in ((False, 2), (False, 2), (True, 3)):
+        table(tmp_path / "b.csv", shuffled=wrong)
+        sweep(config, trials, tmp_path / "sweep", jax.devices()[:1])
+        assert len(lines.read_text().splitlines()) == count
+    lines.write_text(lines.read_text().replace('"run": "', '"run": "of another version '))
+    sweep(config, trials, tmp_path / "sweep", jax.devices()[:1])
+    assert len(lines.read_text().splitlines()) == 5
+
+
+def test_a_corrected_file_is_diagnosed_anew(tmp_path: Path) -> None:
+    path, causes = tmp_path / "study.csv", [cause for cause in CAUSES if cause.name == "too_few_rounds"]
+    config = load_config(None, [*LEARNS, f"data.path={path}"])
+    found = {}
+    for state in ("wrong", "right", "wrong again"):
+        table(path, shuffled=state != "right")
+        found[state] = diagnose(config, tmp_path / "d", seeds=2, causes=causes, remedies=False)
+    assert found["wrong"].run.mean < 0.7 < 0.9 < found["right"].run.mean
+    assert found["wrong again"]._replace(seconds=0, runs=0, programs=0) == found["wrong"]._replace(
+        seconds=0, runs=0, programs=0
+    )
+    assert found["wrong again"].runs == 0
+    marks = Marks()
+    start = config.model_copy(update={"model": config.model.model_copy(update={"start": str(tmp_path / "m{seed}")})})
+    before = marks(start, [1, 2])
+    (tmp_path / "m2").write_text("other parameters")
+    assert Marks()(start, [1, 2]) != before == marks(start, [1, 2])
+
+
+def test_a_history_of_other_data_is_no_evidence(begun: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "study.csv")
+    folder = tmp_path / "run"
+    run(
+        load_config(
+            None, [*QUICK, "data.name=csv", f"data.path={path}", f"output.folder={tmp_path}", "output.name=run"]
+        )
+    )
+    assert still_stands(folder, load_config(folder))
+    table(path, shuffled=True)
+    assert not still_stands(folder, load_config(folder))
+    changed = Path(shutil.copytree(begun, tmp_path / "changed"))
+    resume(changed, overrides=["training.batch_size=32"])
+    assert not still_stands(changed, load_config(changed))
+
+
+@pytest.mark.parametrize("overrides", [("algorithm.name=nonsense",), ("data.path=nothing.csv",)])
+def test_a_study_that_is_refused_or_fails_leaves_no_folder_that_blocks_the_next(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    good = ["model.name=logistic", "training.rounds=2", "data.name=csv", f"data.path={table(tmp_path / 't.csv')}"]
+    bad, devices = load_config(None, [*good, *overrides]), jax.devices()[:1]
+    space = {"algorithm.learning_rate": Choice((0.1,))}
+    trials = [{"algorithm.learning_rate": 0.1, "training.seed": 0}]
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    studies = {
+        "diagnosis": lambda c, told: diagnose(c, tmp_path / "diagnosis", seeds=2, causes=(), remedies=False, told=told),
+        "sweep": lambda c, told: sweep(c, trials, tmp_path / "sweep", devices, told=told),
+        "study": lambda c, told: tune(c, space, tmp_path / "study", devices, trials=1, told=told),
+    }
+    for name, study in studies.items():
+        with pytest.raises(InputError):
+            study(bad, lambda *_: None)
+        assert not (tmp_path / name).exists()
+        if name != "study":  # which tells what was tried when it is kept already
+            with pytest.raises(MemoryError):
+                study(load_config(None, [*good, "training.seed=3"]), fail)
+            assert not (tmp_path / name).exists()
+        study(load_config(None, good), lambda *_: None)
+        assert (tmp_path / name / "config.toml").is_file()
 
 
 # --- a folder is made when everything that can be checked has been ---------------------------------------------------

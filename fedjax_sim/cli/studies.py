@@ -132,10 +132,13 @@ def diagnose(
     from fedjax_sim.diagnose.laboratory import finished
     from fedjax_sim.diagnose.watch import watching
     from fedjax_sim.experiment.folder import study_folder
+    from fedjax_sim.experiment.origin import still_stands
     from fedjax_sim.report.diagnosis import print_diagnosis, write_diagnosis
 
     console, place, looked_for = Console(), folder or study_folder("diagnosis", settings), causes_named(cause or ())
     seen = None if config is None or overrides else finished(config, settings.training.rounds)
+    if seen is not None and config is not None and not still_stands(config, settings):
+        seen = None  # of other data, say: the run is observed anew
     with watching(console) as told:
         found = examine(settings, place, seeds=seeds, causes=looked_for, remedies=remedies, seen=seen, told=told)
     write_diagnosis(found, place)

@@ -35,6 +35,7 @@ from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.federation import GIVEN
 from fedjax_sim.experiment.folder import studied
+from fedjax_sim.experiment.origin import Marks
 
 PLAYERS = 4  # causes at most whose interactions are worked out
 TREATED = 3  # causes that remedies are tried against, the costliest first
@@ -88,18 +89,26 @@ def diagnose(
     if config.data.partition == GIVEN and data is None:
         raise InputError("data: missing, and the experiment was built on data of its own; give them")
     folder, began = Path(folder), time.perf_counter()
-    with studied(folder, config):
-        lab = Laboratory(folder, devices or jax.local_devices(), data=data, told=told)
+    mark = Marks(data)(config, [*_seeds(config, seeds), *_tuning(config)])
+    with studied(folder, config) as keep:
+        lab = Laboratory(folder, devices or jax.local_devices(), data=data, mark=mark, keep=keep, told=told)
         found = _Examination(lab, World(config), seeds, causes, seen).examine(remedies)
     seconds = time.perf_counter() - began
     return found._replace(runs=lab.trained, programs=lab.compiled, seconds=round(seconds, 1))
 
 
+def _seeds(config: Config, count: int) -> list[int]:
+    return [(config.training.seed + i) % SEEDS for i in range(count)]
+
+
+def _tuning(config: Config) -> list[int]:
+    return [(config.training.seed + TUNING) % SEEDS]
+
+
 class _Examination:
     def __init__(self, lab: Laboratory, world: World, seeds: int, causes: Sequence[Cause], seen: Seen | None):
-        first = world.config.training.seed
         self.lab, self.world, self.causes, self.seen = lab, world, causes, seen
-        self.seeds, self.tuning = [(first + i) % SEEDS for i in range(seeds)], [(first + TUNING) % SEEDS]
+        self.seeds, self.tuning = _seeds(world.config, seeds), _tuning(world.config)
 
     def examine(self, remedies: bool) -> Diagnosis:
         """The whole diagnosis."""

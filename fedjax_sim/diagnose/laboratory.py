@@ -1,6 +1,5 @@
 """Trains worlds: those that share a structure as one compiled program, each over several seeds, none twice."""
 
-import hashlib
 import json
 import math
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from fedjax_sim._validate import InputError
 from fedjax_sim.attacks import DATA_ATTACKS
 from fedjax_sim.data import FederatedData
+from fedjax_sim.data.fingerprint import fingerprint
 from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment, continuous
 from fedjax_sim.experiment.config import Config, Training
@@ -23,6 +23,7 @@ from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import whole_lines
 from fedjax_sim.experiment.history import History, rows_of
 from fedjax_sim.experiment.loop import Loop
+from fedjax_sim.experiment.origin import marked
 from fedjax_sim.experiment.per_client import ENTRY, read_table
 from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
@@ -103,6 +104,8 @@ class Laboratory:
         devices: list[Any],
         *,
         data: FederatedData | None = None,
+        mark: str = "",
+        keep: Callable[[], None] = lambda: None,
         told: Callable[[Told], None] = lambda told: None,
     ):
         """Opens a laboratory.
@@ -111,10 +114,12 @@ class Laboratory:
           folder: for `worlds.jsonl`, a line for each run as soon as it has ended.
           devices: runs are dealt to them.
           data: the clients' data, instead of what configurations name.
+          mark: of what runs depend on beside their settings, see `Marks`; only runs with the same are known again.
+          keep: called before anything is written into the folder.
           told: who watches.
         """
         self.folder, self.devices, self.data, self.told, self.stage = folder, devices, data, told, ""
-        self.mark = "" if data is None else f"{_fingerprint(data)} "  # of the data that runs in the file were on
+        self.mark, self.keep = mark or marked({} if data is None else fingerprint(data)), keep
         self.known = _read(folder / FILE)
         self.trained, self.rounds, self.compiled, self.seconds = 0, 0, 0, 0.0  # of this process
         self.programs: dict[str, Program] = {}
@@ -269,10 +274,11 @@ class Laboratory:
         return Seen(history, np.concatenate(entries))
 
     def _line(self, key: str, seed: int) -> str:
-        return f"{self.mark}{seed} {key}"
+        return f"{self.mark} {seed} {key}"
 
     def _keep(self, results: list[tuple[World, int, Course]]) -> None:
         lines = {self._line(world.key(), seed): course for world, seed, course in results}
+        self.keep()
         with open(self.folder / FILE, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({"run": line, **course._asdict()}) + "\n" for line, course in lines.items())
         self.known |= lines
@@ -326,18 +332,6 @@ def _room(experiment: Experiment) -> int:
 
 def _bytes(experiment: Experiment) -> int:
     return 1 + sum(array.nbytes for array in experiment.data.examples.values())
-
-
-def _fingerprint(data: FederatedData) -> str:
-    """Equal for equal data."""
-    parts = hashlib.sha256()
-    local = data.local_test
-    kept = {} if local is None else {**local.examples, "offsets": local.offsets}
-    for examples in (data.examples, {"offsets": data.offsets}, data.test or {}, kept):
-        for field, array in sorted(examples.items()):
-            parts.update(f"{field} {array.dtype} {array.shape} ".encode())
-            parts.update(np.ascontiguousarray(array).data)
-    return parts.hexdigest()[:16]
 
 
 def _course(progress: Sequence[Progress], place: int) -> Course:

@@ -5,8 +5,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -85,28 +85,50 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{folder}: another process is at work in it; wait for that, or stop it") from None
-        yield
-        (folder / LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 @contextmanager
-def studied(folder: Path, config: Config) -> Iterator[None]:
+def studied(folder: Path, config: Config) -> Iterator[Callable[[], None]]:
     """A folder for trials of `config`, made or gone on with; nobody else writes into it.
+
+    Yields:
+      What is to be called before a result is written there: from then on the folder is this configuration's. Where no
+      result comes, nothing is left behind.
 
     Raises:
       InputError: it cannot be made, is in use, or holds trials of another configuration.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: it cannot be made ({error.strerror}); give another folder") from None
-    with locked(folder):
-        path, text = folder / CONFIG, to_toml(config)
+    path, text = folder / CONFIG, to_toml(config)
+
+    def keep() -> None:
         if not path.exists():
-            path.write_text(text, encoding="utf-8")
-        elif path.read_text(encoding="utf-8") != text:
-            raise InputError(f"{path}: the trials there had another configuration; give another folder, or that one's")
-        yield
+            write_text(path, text)
+
+    try:
+        with locked(folder):
+            before = set(folder.iterdir())
+            if path.exists() and path.read_text(encoding="utf-8") != text:
+                raise InputError(
+                    f"{path}: the trials there had another configuration; give another folder, or that one's"
+                )
+            try:
+                yield keep
+            finally:
+                for left in () if path.exists() else set(folder.iterdir()) - before:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    finally:
+        if made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def study_folder(kind: str, config: Config) -> Path:

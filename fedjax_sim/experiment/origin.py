@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from fedjax_sim.data.fingerprint import LENGTH, fingerprint, of_path
 from fedjax_sim.experiment.build import SEED_MARK, Changes
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
+from fedjax_sim.experiment.federation import dealt
 from fedjax_sim.experiment.folder import CONFIG, write_json
 from fedjax_sim.experiment.history import Row
 from fedjax_sim.experiment.section import READ
@@ -58,6 +60,7 @@ class Origin(NamedTuple):
 
     begun: Ingredients
     changes: tuple[Change, ...] = ()
+    version: str = fedjax_sim.__version__  # of the program that began it
 
     @property
     def now(self) -> Ingredients:
@@ -75,7 +78,7 @@ class Origin(NamedTuple):
     def write(self, folder: Path) -> None:
         """Writes the record, whole or not at all."""
         changes = [{**change._asdict(), "now": change.now._asdict()} for change in self.changes]
-        tree = {"format": FORMAT, "fedjax_sim": fedjax_sim.__version__, "begun": self.begun._asdict()}
+        tree = {"format": FORMAT, "fedjax_sim": self.version, "begun": self.begun._asdict()}
         write_json(folder / RECORD, {**tree, "changes": changes})
 
 
@@ -102,23 +105,62 @@ def flat(config: Config) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, table in tree.items() for key, value in table.items()}
 
 
-def input_files(config: Config, seeds: Sequence[int] = ()) -> dict[str, str]:
-    """Checksums of the files and folders that settings name, by setting; of each seed's own where a name holds
-    `{seed}`, the configuration's unless others are given."""
-    found = {}
+class Marks:
+    """What results that are kept depend on beside their settings, as a mark: the data, the files that settings name,
+    and the version. Every data set and file is read once."""
+
+    def __init__(self, given: FederatedData | None = None):
+        """Begins to read.
+
+        Args:
+          given: the clients' data, instead of what configurations name.
+        """
+        self.given, self.known, self.files = given, dict[str, dict[str, str]](), dict[str, str]()
+
+    def __call__(self, config: Config, seeds: Sequence[int] = ()) -> str:
+        """The mark of results under this configuration, and under these training seeds if there are any.
+
+        Raises:
+          InputError: data that cannot be read.
+        """
+        return marked([fedjax_sim.__version__, self.data(config), input_files(config, seeds, self.files)])
+
+    def data(self, config: Config) -> dict[str, str]:
+        """The fingerprint of the data as they are dealt out.
+
+        Raises:
+          InputError: they cannot be read.
+        """
+        key = json.dumps([config.data.model_dump(), config.heterogeneity.imbalance])
+        if key not in self.known:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the user sees those of the run itself
+                self.known[key] = fingerprint(dealt(config)[1] if self.given is None else self.given)
+        return self.known[key]
+
+
+def input_files(config: Config, seeds: Sequence[int] = (), known: dict[str, str] | None = None) -> dict[str, str]:
+    """Checksums of the files and folders that settings name, by setting.
+
+    Args:
+      config: whose settings.
+      seeds: for `{seed}` in a name, instead of `training.seed`.
+      known: checksums by name, which are not taken again, and to which others are added.
+    """
+    known, found = {} if known is None else known, {}
     for path, field in settings(Config).items():
         section, _, key = path.partition(".")
         given = getattr(getattr(config, section), key)
         if READ in field.metadata and given:
             names = [given.replace(SEED_MARK, str(seed)) for seed in seeds or [config.training.seed]]
-            found[path] = " ".join(dict.fromkeys(of_path(name) for name in names))
+            known |= {name: of_path(name) for name in names if name not in known}
+            found[path] = " ".join(dict.fromkeys(known[name] for name in names))
     return found
 
 
 def marked(parts: Any) -> str:
-    """Equal for equal parts, under equal versions."""
-    text = json.dumps([fedjax_sim.__version__, parts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+    """Equal for equal parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:LENGTH]
 
 
 def read_origin(folder: Path) -> Origin:
@@ -140,7 +182,7 @@ def read_origin(folder: Path) -> Origin:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(f"{path}: it is damaged ({reason}); run it again, with fedjax-sim run {folder}") from None
-    return Origin(begun, tuple(read))
+    return Origin(begun, tuple(read), str(tree.get("fedjax_sim")))
 
 
 def _ingredients(tree: dict[str, Any]) -> Ingredients:
@@ -193,13 +235,16 @@ def changed(folder: Path, origin: Origin, done: int, now: Ingredients, overrides
     return Change(done, now, settings, [*parts, *files]) if settings or parts or files else None
 
 
-def trained_on(folder: Path, data: dict[str, str]) -> bool:
-    """Whether the run in `folder` was on these data from its beginning to its end, and with nothing changed."""
+def still_stands(folder: Path, config: Config) -> bool:
+    """Whether the run in `folder` is what this configuration, its own, would give today: nothing was changed on the
+    way, and data, files and version are what they were."""
     try:
         origin = read_origin(folder)
     except InputError:
         return False
-    return not origin.changes and origin.begun.data == data
+    files = {path: mark for path, mark in input_files(config).items() if not path.startswith("data.")}
+    now = Ingredients(flat(config), Marks().data(config), files)
+    return origin == Origin(origin.begun, (), fedjax_sim.__version__) and origin.begun.mark() == now.mark()
 
 
 def identity(row: Row) -> bytes:

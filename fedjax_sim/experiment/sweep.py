@@ -14,6 +14,7 @@ from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.folder import studied, whole_lines
+from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.space import refuse_many
 from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, state_bytes, with_settings
@@ -70,7 +71,8 @@ def sweep(
     Args:
       config: what all have in common.
       trials: settings by path.
-      folder: for `sweep.jsonl`, a line a trial, written as soon as its group has ended.
+      folder: for `sweep.jsonl`, a line a trial, written as soon as its group has ended, and found again by its
+        settings, the data and files that it read, and the version.
       devices: the trials are dealt to them.
       width: as in `make_many`.
       told: how it goes: trials done, of how many, and rounds done of the group that runs, of how many.
@@ -79,12 +81,15 @@ def sweep(
       InputError: a trial that does not fit or a setting that makes no difference, before any is trained; a folder that
         cannot be made or is in use, or results of other settings.
     """
-    trials = [_normal(config, settings) for settings in trials]
+    trials, marks = [_normal(config, settings) for settings in trials], Marks()
+    keys = [_key(settings, marks(with_settings(config, settings))) for settings in trials]
+    wanted = dict(zip(keys, trials, strict=True))  # each once
     begun = (folder / RESULTS).exists()
-    groups, first_of_all = ([], None) if begun else tried_out(config, list(_by_key(trials).values()))
-    with studied(folder, config):
+    groups, first_of_all = ([], None) if begun else tried_out(config, list(wanted.values()))
+    with studied(folder, config) as keep:
         found = _read(folder / RESULTS)
-        missing = [settings for key, settings in _by_key(trials).items() if key not in found]
+        names = [key for key in wanted if key not in found]
+        missing = [wanted[key] for key in names]
         done = len(trials) - len(missing)
         if begun:
             groups, first_of_all = tried_out(config, missing)
@@ -99,12 +104,15 @@ def sweep(
                 for reached in program:
                     progress.append(reached)
                     told(done, len(trials), reached.rounds, experiment.config.training.rounds)
-                results = [_result(settings, progress, i) for i, settings in enumerate(part)]
+                places = group.places[first : first + most]
+                results = {names[place]: _result(missing[place], progress, i) for i, place in enumerate(places)}
+                keep()
                 with open(folder / RESULTS, "a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(result._asdict()) + "\n" for result in results)
-                found |= {_key(result.settings): result for result in results}
+                    file.writelines(json.dumps({"run": key, **result._asdict()}) + "\n"
+                                    for key, result in results.items())  # fmt: skip
+                found |= results
                 done += len(results)
-    results = [found[_key(settings)] for settings in trials]
+    results = [found[key] for key in keys]
     _warn_of_equals(results)
     return results
 
@@ -114,11 +122,6 @@ def _normal(config: Config, settings: Settings) -> dict[str, Any]:
     parsed = with_settings(config, settings)
     found = {path: getattr(getattr(parsed, path.partition(".")[0]), path.partition(".")[2]) for path in settings}
     return {path: list(value) if isinstance(value, tuple) else value for path, value in found.items()}
-
-
-def _by_key(trials: Sequence[Settings]) -> dict[str, Settings]:
-    """Each trial once."""
-    return {_key(settings): settings for settings in trials}
 
 
 def _warn_of_equals(results: Sequence[Done]) -> None:
@@ -162,8 +165,9 @@ def table(results: Sequence[Done]) -> list[Line]:
     return sorted(found, key=lambda line: -1.0 if math.isnan(line.last) else line.last, reverse=True)
 
 
-def _key(settings: Settings) -> str:
-    return json.dumps(dict(sorted(settings.items())), default=list)
+def _key(settings: Settings, mark: str = "") -> str:
+    """Equal for equal settings of what has this mark."""
+    return f"{mark} {json.dumps(dict(sorted(settings.items())), default=list)}"
 
 
 def _finite(value: Any) -> float | None:
@@ -171,9 +175,13 @@ def _finite(value: Any) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Done]:
-    """Results by their settings."""
+    """Results by what made them: their settings, data, files and version."""
+    found = {}
     try:
-        results = [Done(**parse_json(line)) for line in whole_lines(path)]
+        for line in whole_lines(path):
+            tree = parse_json(line)
+            key = tree.pop("run", "")  # which results of earlier versions lack
+            found[key] = Done(**tree)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: it holds no results of a sweep ({error}); give another folder") from None
-    return {_key(result.settings): result for result in results}
+    return found

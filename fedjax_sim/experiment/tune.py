@@ -18,6 +18,7 @@ from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, to_toml
 from fedjax_sim.experiment.folder import studied
+from fedjax_sim.experiment.origin import Marks, marked
 from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
 from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, with_settings
@@ -108,7 +109,8 @@ def tune(
     Args:
       config: what all trials have in common.
       space: what is searched.
-      folder: for `study.db`, which Optuna's own tools read, and `best.toml`.
+      folder: for `study.db`, which Optuna's own tools read, and `best.toml`; it has a study for each state of the
+        data and files that are read.
       devices: the runs are dealt to them.
       trials: that the study is to have in the end, pruned ones included.
       batch: asked for together and run as one program, as far as they share a structure.
@@ -130,13 +132,15 @@ def tune(
     for option, value in (("--trials", trials), ("--batch", batch), ("--seeds", seeds)):
         refuse_many(option, value)
     refuse_many("--batch times --seeds", batch, seeds)
-    tried_out(config, _probes(space))
+    probes, marks = _probes(space), Marks()
+    tried_out(config, probes)
+    mark = marked([to_toml(config), sorted({marks(with_settings(config, probe)) for probe in probes})])
     texts = {path: [f"{part!r}" for part in entry] if isinstance(entry, Range) else [*entry.values]
              for path, entry in space.items()}  # fmt: skip
     search = {"space": texts, "sampler": sampler, "seeds": seeds, "budget": [f"{part!r}" for part in budget]}
     pruner = optuna.pruners.MedianPruner(n_startup_trials=batch) if prune else optuna.pruners.NopPruner()
-    with studied(folder, config), _storage(folder / STUDY) as storage:
-        study = _study(storage, folder / STUDY, pruner, search)
+    with studied(folder, config) as keep, _storage(folder / STUDY) as storage:
+        study = _study(storage, folder / STUDY, f"fedjax_sim {mark}", pruner, search)
         for old in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             study.tell(old.number, state=optuna.trial.TrialState.FAIL)  # of a process that was killed
         programs: dict[Any, Program] = {}
@@ -156,6 +160,7 @@ def tune(
                     ground = held_out_clients(experiment, cohort=cohort)
                     programs[key] = Program(experiment, group.varied, devices, slots=batch * seeds, grounds=[ground])
                 _run(study, programs[key], mine, runs, seeds, budget)
+                keep()
             told(len(study.get_trials(deepcopy=False, states=ended)), trials, _best(study))
         if _best(study) == -math.inf:
             raise InputError(f"{folder}: no trial came to an end within its budget; raise the budget")
@@ -195,8 +200,8 @@ def _storage(path: Path) -> Iterator[Any]:
             storage.engine.dispose()
 
 
-def _study(storage: Any, path: Path, pruner: Any, search: dict[str, Any]) -> Any:
-    """The study in `storage`, made or gone on with.
+def _study(storage: Any, path: Path, name: str, pruner: Any, search: dict[str, Any]) -> Any:
+    """The study of this name in `storage`, made or gone on with.
 
     Raises:
       InputError: it was begun as another search, or is damaged.
@@ -205,7 +210,7 @@ def _study(storage: Any, path: Path, pruner: Any, search: dict[str, Any]) -> Any
 
     try:
         study = optuna.create_study(
-            storage=storage, study_name="fedjax_sim", direction="maximize", load_if_exists=True, pruner=pruner
+            storage=storage, study_name=name, direction="maximize", load_if_exists=True, pruner=pruner
         )
         kept, trials = study.user_attrs.get(SEARCH), study.get_trials(deepcopy=False)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, IndexError, RuntimeError) as error:
