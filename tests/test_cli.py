@@ -51,7 +51,8 @@ def test_three_rounds_leave_a_whole_run_folder(tmp_path: Path, command: Command)
         out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     folder = tmp_path / "runs" / "first"
-    written = ["best_model", "config.toml", "curves.png", "history.jsonl", "model", "per_client.npy", "summary.json"]
+    written = ["best_model", "config.toml", "curves.png", "history.jsonl", "model", "per_client.npy",
+               "run.json", "summary.json"]  # fmt: skip
     assert sorted(p.name for p in folder.iterdir()) == written
 
     lines = out.splitlines()

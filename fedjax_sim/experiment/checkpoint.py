@@ -23,8 +23,8 @@ class Saved(NamedTuple):
     lanes: Any  # int32[], clients trained at once, -1 for the default
     most_steps: Any  # int32[], local steps of a client at most, -1 for no such limit
     seen: Any  # bool[N], who has a row in the client memory on disk; bool[0] where that is not there
-    mark: Any  # uint8[16], of what the rounds were made from, see `origin.Ingredients.mark`
-    history: Any  # uint8[32], SHA-256 of the rows of all rounds done
+    mark: Any = np.zeros(0, np.uint8)  # uint8[16], of what the rounds were made from, see `origin.Ingredients.mark`
+    history: Any = np.zeros(0, np.uint8)  # uint8[32], SHA-256 of the rows of all rounds done
 
 
 def save(folder: Path, done: int, saved: Saved) -> None:
