@@ -44,7 +44,7 @@ def test_parameters_are_as_many_as_counted_by_hand():
     layer = 2 * 128 + 64 * 192 + 192 + 64 * 64 + 64 + 2 * 64 * 128 + 128 + 64
     assert count(build_model("vit", (28, 28, 1), 10).params) == 16 * 64 + 64 + 49 * 64 + 4 * layer + 128 + 650
     lstm = lambda i: 4 * 256 * (i + 256 + 1)  # noqa: E731
-    assert count(build_model("char_lstm", (80,), 90).params) == 90 * 8 + lstm(8) + lstm(256) + 257 * 90
+    assert count(build_model("char_lstm", (80,), 90, vocabulary=90).params) == 90 * 8 + lstm(8) + lstm(256) + 257 * 90
 
 
 def test_an_lstm_is_its_equations():

@@ -5,6 +5,7 @@ import numpy as np
 
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.evaluate import make_client_evaluation
+from fedjax_sim.data.convert import narrowed
 from fedjax_sim.diagnose.cause import Facts, Remedy
 from fedjax_sim.diagnose.found import Personal
 from fedjax_sim.diagnose.game import estimate
@@ -48,6 +49,7 @@ def own_accuracies(lab: Laboratory, world: World, seeds: list[int]) -> tuple[np.
     experiment, training = lab.experiment(world), lab.experiment(world).config.training
     data, tests = experiment.data, experiment.data.local_test
     assert tests is not None
+    tests = tests._replace(examples={field: narrowed(field, array) for field, array in tests.examples.items()})
     held = np.flatnonzero((np.diff(np.asarray(tests.offsets, np.int64)) > 0) & (data.sizes > 0))
     ids = np.random.default_rng(experiment.config.data.seed).permutation(held)[:CLIENTS].astype(np.int32)
     evaluate = jax.jit(make_client_evaluation(

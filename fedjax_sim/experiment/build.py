@@ -109,7 +109,10 @@ def make_model(config: Config, data: FederatedData, seed: int) -> Model:
             f"data: {data.source or 'they'} have fields {sorted(data.examples)} and {data.classes or 'no'} classes; "
             'a classifier needs "inputs", "labels" and the number of classes (from_clients(..., classes=2) say)'
         )
-    model = build_model(given.name, data.input_shape, data.classes, hidden=given.hidden, seed=seed)
+    dtype, vocabulary = data.examples["inputs"].dtype, data.vocabulary
+    model = build_model(
+        given.name, data.input_shape, data.classes, hidden=given.hidden, seed=seed, dtype=dtype, vocabulary=vocabulary
+    )
     chosen = [name for name in ("freeze", "train_only", "lora_rank") if getattr(given, name) is not None]
     lost = [
         name for name in ("lora_pattern", "lora_also") if getattr(given, name) is not None and given.lora_rank is None

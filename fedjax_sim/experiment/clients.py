@@ -13,6 +13,7 @@ from fedjax_sim.core.evaluate import make_client_evaluation
 from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.data import FederatedData, gather
+from fedjax_sim.data.convert import narrowed
 from fedjax_sim.experiment.build import Experiment
 
 AT_ONCE = 100  # clients in one call
@@ -72,6 +73,7 @@ def evaluate_clients(
     )
     slots = np.concatenate([ids, np.full(-len(ids) % at_once, -1, np.int32)]).reshape(-1, at_once)
     longest = max(int(data.sizes[np.maximum(s, 0)].sum()) for s in slots)
+    tests = tests._replace(examples={field: narrowed(field, array) for field, array in tests.examples.items()})
     held = jax.device_put(tests, devices[0]) if len(devices) == 1 else tests
     rows = []
     for chosen in slots:

@@ -24,6 +24,7 @@ from fedjax_sim.data import (
     make_sampler,
     open_store,
 )
+from fedjax_sim.data.convert import narrowed, unscaled
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.data.sound import check_federation
 from fedjax_sim.experiment.config import Config, Data
@@ -64,6 +65,8 @@ def make_federation(config: Config, changes: Sequence[Change] = (), given: Feder
     if given is not None:
         check_federation("data", given)
     settings, data = dealt(config) if given is None else (_settled(config.data, GIVEN, given, {}), given)
+    if "inputs" in data.examples and data.vocabulary is None and (trouble := unscaled(data.examples["inputs"])):
+        warnings.warn(trouble, stacklevel=3)
     for part, examples in (("test", data.test), ("local_test", data.local_test and data.local_test.examples)):
         finite(f"data, {part}", examples or {})
     for change in changes:
@@ -221,6 +224,5 @@ def _dialled(config: Config, data: FederatedData) -> FederatedData:
 
 def held_out_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
     """What the global model is tested on: the global test set, else all that clients keep for testing."""
-    if data.test is not None or data.local_test is None:
-        return data.test
-    return data.local_test.examples
+    held = data.test if data.test is not None or data.local_test is None else data.local_test.examples
+    return None if held is None else {field: narrowed(field, array) for field, array in held.items()}

@@ -20,7 +20,7 @@ from fedjax_sim.models.transformer import ViT, patch_side
 class Model(NamedTuple):
     """Initial parameters and the functions that a federation needs of them.
 
-    A batch is `{"inputs": [B, ...], "labels": int32[B]}`; uint8 inputs are divided by 255.
+    A batch is `{"inputs": [B, ...], "labels": int32[B]}`; uint8 inputs are divided by 255, unless they are codes.
     """
 
     params: PyTree
@@ -101,11 +101,44 @@ MODELS = {
     "vit": "a vision transformer of width 64, four layers, four heads, patches of 4 x 4 pixels",
     "char_lstm": "McMahan et al. 2017 on text: an embedding of 8, two LSTM layers of 256 units",
 }
+BYTES = 256  # codes of uint8
+# what each takes: "numbers" of any shape, "images" [height, width, channels], or "codes" [length] of a text
+INPUTS = {"logistic": "numbers", "mlp": "numbers", "mlp_norm": "numbers", "cnn": "images", "cnn_small": "images",
+          "resnet": "images", "vit": "images", "char_lstm": "codes"}  # fmt: skip
 _CONVOLVING = ("cnn", "cnn_small", "resnet")
 
 
+def fitting(shape: tuple[int, ...], dtype: np.dtype | None, vocabulary: int | None) -> list[str]:
+    """The models that take such inputs.
+
+    Args:
+      shape: of one example.
+      dtype: of the inputs; None where it is not known.
+      vocabulary: number of codes, where they are such.
+    """
+    image = len(shape) == 3 and min(shape[:2]) >= 4
+    whole = dtype is None or dtype.kind in "iu"
+    text = len(shape) == 1 and whole and (vocabulary is not None or dtype in (None, np.uint8))
+    takes = {"numbers": vocabulary is None, "images": image and vocabulary is None, "codes": text}
+    return [name for name, kind in INPUTS.items() if takes[kind]]
+
+
+def _check_inputs(name: str, shape: tuple[int, ...], dtype: np.dtype | None, vocabulary: int | None) -> None:
+    names = fitting(shape, dtype, vocabulary)
+    if name in names:
+        return
+    given = f"{'' if dtype is None else dtype}{list(shape)}"
+    what = {"numbers": "numbers", "images": "images [height, width, channels] of at least 4 x 4",
+            "codes": "codes of a text, whole numbers [length] below a vocabulary"}[INPUTS[name]]  # fmt: skip
+    codes = "" if vocabulary is None else f", codes below {vocabulary}"
+    fix = f"take {', '.join(names)}" if names else "give a vocabulary only with whole numbers [length]"
+    if INPUTS[name] == "codes" and len(shape) == 1 and dtype is not None and dtype.kind in "iu":
+        fix += "; or give the number of codes, from_clients(..., vocabulary=...) say, if they are such"
+    raise _validate.InputError(f"model.name: {name} takes {what}, and inputs are {given}{codes}; {fix}")
+
+
 def _module(
-    name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], form: str, seed: int
+    name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], form: str, seed: int, vocabulary: int
 ) -> nnx.Module:
     rng = np.random.default_rng(seed)
     if name in ("logistic", "mlp"):
@@ -113,15 +146,7 @@ def _module(
     if name == "mlp_norm":
         return NormalisedMLP(int(np.prod(shape)), hidden, classes, rng=rng)
     if name == "char_lstm":
-        if len(shape) != 1:
-            raise _validate.InputError(
-                f"model char_lstm: inputs of shape {list(shape)} are no text; give codes [length]"
-            )
-        return CharLSTM(classes, rng=rng)
-    if len(shape) != 3 or min(shape[:2]) < 4:
-        raise _validate.InputError(
-            f"model {name}: inputs of shape {list(shape)} are no images of at least 4 x 4; use logistic or mlp"
-        )
+        return CharLSTM(vocabulary, classes, padded=vocabulary == BYTES, rng=rng)
     image = (shape[0], shape[1], shape[2])
     if name == "resnet":
         return ResNet(image[2], classes, form=form, rng=rng)
@@ -144,6 +169,8 @@ def build_model(
     hidden: tuple[int, ...] = (200, 200),
     seed: int = 0,
     convolution: str | None = None,
+    dtype: np.dtype | type | str | None = None,
+    vocabulary: int | None = None,
 ) -> Model:
     """A classifier by name, one of `MODELS`.
 
@@ -154,9 +181,13 @@ def build_model(
       hidden: widths of the hidden layers, for "mlp" and "mlp_norm".
       seed: of the initial parameters.
       convolution: "patches" or "native"; by default what is fastest on the backend at hand.
+      dtype: of the inputs, where it is known; "char_lstm" takes whole numbers alone.
+      vocabulary: number of codes, where inputs are codes of characters or words; "char_lstm", which alone takes such,
+        has an embedding of each. By default the 256 of bytes, of which zeros at the end pad a text.
 
     Raises:
-      InputError: an unknown name, a size out of range, or inputs that the model does not fit.
+      InputError: an unknown name, a size out of range, or inputs that the model does not fit; from "char_lstm" also
+        when it is applied to other inputs than whole numbers.
     """
     _validate.one_of("model", name, MODELS)
     _validate.whole("classes", classes, least=2)
@@ -168,14 +199,26 @@ def build_model(
             _validate.whole(field, size)
     if convolution is not None:
         _validate.one_of("convolution", convolution, FORMS)
+    if vocabulary is not None:
+        _validate.whole("vocabulary", vocabulary, least=2)
+    _check_inputs(name, tuple(input_shape), None if dtype is None else np.dtype(dtype), vocabulary)
     form = convolution or (fastest_convolution() if name in _CONVOLVING else "native")
-    graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), form, seed))
-    prepared = (lambda x: x) if name == "char_lstm" else _scaled  # codes are no intensities
+    module = _module(name, tuple(input_shape), classes, tuple(hidden), form, seed, vocabulary or BYTES)
+    graph, state = nnx.split(module)
+    prepared = _codes if INPUTS[name] == "codes" else _scaled  # codes are no intensities
 
     def logits_fn(params: PyTree, inputs: Array) -> Array:
         return nnx.merge(graph, nnx.State(params))(prepared(inputs))
 
     return from_logits(nnx.to_pure_dict(state), logits_fn)
+
+
+def _codes(inputs: Array) -> Array:
+    if not jnp.issubdtype(inputs.dtype, jnp.integer):
+        raise _validate.InputError(
+            f"model.name: char_lstm takes codes of a text, whole numbers, and inputs are {inputs.dtype}; take mlp"
+        )
+    return inputs
 
 
 def _scaled(inputs: Array) -> Array:

@@ -41,11 +41,15 @@ class LSTM(nnx.Module):
 
 
 class CharLSTM(nnx.Module):
-    """The next character after a window, of McMahan et al. (2017) and LEAF: an embedding of 8, two LSTM layers of 256
-    units, and the output on the last state. `x` int[B, T] of codes below `classes`."""
+    """The class of a text, such as the next character after it, of McMahan et al. (2017) and LEAF: an embedding of 8,
+    two LSTM layers of 256 units, and the output on the last state. `x` int[B, T] of codes below `vocabulary`.
 
-    def __init__(self, classes: int, *, rng: np.random.Generator):
-        self.embedding = nnx.Param(jnp.asarray(rng.standard_normal((classes, EMBEDDING), np.float32)))
+    Where texts are padded, codes 0 at their end are no part of them: an LSTM forgets a tweet over a hundred zeros.
+    """
+
+    def __init__(self, vocabulary: int, classes: int, *, padded: bool, rng: np.random.Generator):
+        self.padded = padded
+        self.embedding = nnx.Param(jnp.asarray(rng.standard_normal((vocabulary, EMBEDDING), np.float32)))
         for i in range(LAYERS):
             setattr(self, f"layer{i}", LSTM(UNITS if i else EMBEDDING, UNITS, rng=rng))
         setattr(self, f"layer{LAYERS}", Dense(UNITS, classes, rng=rng))
@@ -54,4 +58,8 @@ class CharLSTM(nnx.Module):
         states = self.embedding[...][x.astype(jnp.int32)]
         for i in range(LAYERS):
             states = getattr(self, f"layer{i}")(states)
-        return getattr(self, f"layer{LAYERS}")(states[:, -1])
+        last = states[:, -1]
+        if self.padded:
+            ends = jnp.where(x != 0, jnp.arange(x.shape[1]), 0).max(1)
+            last = jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
+        return getattr(self, f"layer{LAYERS}")(last)

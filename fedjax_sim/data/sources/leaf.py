@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim._validate import InputError, shown
+from fedjax_sim.data.convert import as_bytes, pixels, tell_of_pixels
 from fedjax_sim.data.federated import Dataset
 from fedjax_sim.data.sources.places import existing
 from fedjax_sim.data.sources.prepare import assemble, draw_test_rows, encode_labels
 
 IMAGE_SIDE = 28  # FEMNIST's
-TWEET_BYTES = 140
+TWEET_BYTES, TWEET_TEXT = 140, 4  # x is [id, date, query, user, text], to which LEAF's split adds "training" or "test"
+TWEET_ENDS = ("training", "train", "test", "validation", "val", 0, 1, 4, "0", "1", "4")  # splits and labels
+BYTES = 256  # codes of a text in UTF-8
+FILE_NAME, UNKNOWN = "a file's name", "a list of unknown layout"
 
 
 class _User(NamedTuple):
@@ -31,10 +35,10 @@ class _User(NamedTuple):
 def leaf(*, path: str = "", test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """A data set that LEAF prepared: one JSON object a file, with "users", "num_samples" and "user_data".
 
-    What becomes of "x": 784 numbers from 0 to 1 are an image (FEMNIST), float32 [n, 28, 28, 1]; other numbers are
-    features, float32 [n, features]; strings of equal length (Shakespeare) become uint8 [n, length], the place of each
-    character in the sorted set of all that occur; lists that end with a text (Sent140) become the text's first 140
-    UTF-8 bytes, padded with 0. Mind that this package's models divide uint8 inputs by 255.
+    What becomes of "x": 784 numbers from 0 to 1 are an image (FEMNIST), float32 [n, 28, 28, 1], and whole ones from 0
+    to 255 are one in uint8; other numbers are features, float32 [n, features]; strings of equal length (Shakespeare)
+    become uint8 [n, length], the place of each character in the sorted set of all that occur; tweets (Sent140), [id,
+    date, query, user, text] and maybe "training" or "test", become the text's first 140 UTF-8 bytes, padded with 0.
 
     What becomes of "y": single characters, where "x" are strings, are classes of the same set of characters; for
     Sent140, 0 is negative and 1 or 4 positive; other integers and strings are classes in sorted order.
@@ -50,14 +54,14 @@ def leaf(*, path: str = "", test_fraction: float = 0.2, seed: int = 0) -> Datase
 
     Raises:
       InputError: no files, a damaged file, a user without data or twice, or samples that are ragged, NaN, of mixed
-        kinds, or not as many as "num_samples" says; the file and the user are named.
+        kinds, lists of another layout, or not as many as "num_samples" says; the file and the user are named.
     """
     folder = existing(path, "the folder with train/*.json and test/*.json")
     own_split = (folder / "train").is_dir()
     train = _users(folder / "train" if own_split else folder)
     test = _users(folder / "test") if own_split else []
     users = train + test
-    inputs, codes, classes = _encoded(users)
+    inputs, codes, classes, vocabulary = _encoded(users)
     sizes = [len(user.y) for user in users]
     facts = {"client": np.repeat(np.array([user.name for user in users]), sizes)}
     if all(user.hierarchy is not None for user in users):
@@ -67,6 +71,7 @@ def leaf(*, path: str = "", test_fraction: float = 0.2, seed: int = 0) -> Datase
     else:
         held = draw_test_rows(test_fraction, seed, np.repeat(np.arange(len(users)), sizes), stratify=False)
     dataset = assemble(inputs[~held], inputs[held], codes, classes, facts, held, f"LEAF files in {folder}")
+    dataset = dataset._replace(vocabulary=vocabulary)
     strangers = own_split and not {user.name for user in train} & {user.name for user in test}
     return dataset._replace(test_columns={}) if strangers else dataset
 
@@ -75,7 +80,9 @@ def _users(folder: Path) -> list[_User]:
     """The users of a folder's files that have samples."""
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise InputError(f"{folder}: it holds no .json files; give the folder that LEAF wrote")
+        inner = sorted({file.parent.name for file in folder.glob("*/*.json")} - {"train", "test"})
+        others = f", {' or '.join(inner)} in it say" if inner else ""
+        raise InputError(f"{folder}: it holds no .json files; give the folder that LEAF wrote{others}")
     found: dict[str, _User] = {}
     for file in files:
         for user in _read(file):
@@ -114,9 +121,14 @@ def _read(file: Path) -> Iterator[_User]:
         yield _User(file, name, None if groups is None else str(groups[i]), x, y)
 
 
-def _encoded(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Inputs [n, ...], classes int32[n] and how many there are."""
+def _encoded(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int, int | None]:
+    """Inputs [n, ...], classes int32[n], how many there are, and how many codes where inputs are such."""
     kind = _kind(users[0].x[0])
+    if kind in (FILE_NAME, UNKNOWN):
+        raise InputError(
+            f"{users[0].where}: x {shown(users[0].x[0])} is {kind}, which is not read; give numbers, strings of one "
+            'length, or tweets as [id, date, query, user, text] and maybe "training" or "test"'
+        )
     for user in users:
         for x in user.x:
             if _kind(x) != kind:
@@ -124,19 +136,30 @@ def _encoded(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int]:
     if kind == "text":
         return _characters(users)
     if kind == "tweet":
-        padded = [str(x[-1]).encode()[:TWEET_BYTES].ljust(TWEET_BYTES, b"\0") for user in users for x in user.x]
+        texts = [x[TWEET_TEXT] for user in users for x in user.x]
+        padded = [text.encode()[:TWEET_BYTES].ljust(TWEET_BYTES, b"\0") for text in texts]
         inputs = np.frombuffer(b"".join(padded), np.uint8).reshape(-1, TWEET_BYTES)
-        return inputs, _sentiments(users), 2
+        return inputs, _sentiments(users), 2, BYTES
     inputs = _numbers(users)
-    if inputs.shape[1] == IMAGE_SIDE**2 and inputs.min() >= 0 and inputs.max() <= 1:
-        inputs = inputs.reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1)
-    return inputs, *_classes(users)
+    if inputs.shape[1] == IMAGE_SIDE**2:
+        image = inputs.reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1)
+        if pixels([image]):
+            tell_of_pixels(str(users[0].file.parent), inputs.dtype)
+            inputs = as_bytes(str(users[0].file), image)
+        elif inputs.min() >= 0 and inputs.max() <= 1:
+            inputs = image
+    return inputs, *_classes(users), None
 
 
 def _kind(x: Any) -> str:
     if isinstance(x, str):
-        return "file name" if x.lower().endswith((".jpg", ".png")) else "text"
-    return "tweet" if isinstance(x, list) and x and isinstance(x[-1], str) else "list of numbers"
+        return FILE_NAME if x.lower().endswith((".jpg", ".png")) else "text"
+    if not isinstance(x, list) or not any(isinstance(value, (str, list, dict)) for value in x):
+        return "list of numbers"
+    known = len(x) == TWEET_TEXT + 1 or (len(x) == TWEET_TEXT + 2 and x[-1] in TWEET_ENDS)
+    if known and isinstance(x[TWEET_TEXT], str) and all(isinstance(value, (str, int)) for value in x):
+        return "tweet"
+    return UNKNOWN
 
 
 def _numbers(users: list[_User]) -> np.ndarray:
@@ -156,7 +179,8 @@ def _numbers(users: list[_User]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _characters(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int]:
+def _characters(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """As `_encoded`."""
     length = len(users[0].x[0])
     for user in users:
         wrong = next((x for x in user.x if len(x) != length or not x), None)
@@ -176,8 +200,8 @@ def _characters(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int]:
 
     inputs = codes(texts).astype(np.uint8).reshape(-1, length)
     if not next_character:
-        return inputs, *_classes(users)
-    return inputs, codes(labels).astype(np.int32), len(alphabet)
+        return inputs, *_classes(users), len(alphabet)
+    return inputs, codes(labels).astype(np.int32), len(alphabet), len(alphabet)
 
 
 def _sentiments(users: list[_User]) -> np.ndarray:

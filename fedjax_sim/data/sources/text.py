@@ -32,7 +32,7 @@ def shakespeare(*, path: str = "", stride: int = 20) -> Dataset:
     A role's speeches are joined with newlines; the first 80 % of them are for training and the rest for testing. Where
     that leaves a side without a window, the role's text is cut at 80 % of its characters. Windows of 80 characters are
     taken every `stride` characters. The alphabet is every character that occurs at least 50 times, sorted; all others
-    share one further code, the last. Mind that this package's models divide uint8 inputs by 255.
+    share one further code, the last.
 
     Args:
       path: a file of JSON lines {"play": ..., "role": ..., "speeches": [...]}, or the folder that holds it as
@@ -60,7 +60,8 @@ def shakespeare(*, path: str = "", stride: int = 20) -> Dataset:
     codes = {character: code for code, character in enumerate(alphabet)}
     train, columns = _windows([(role, role.train) for role in roles], codes, stride)
     test, test_columns = _windows([(role, role.test) for role in roles], codes, stride)
-    return Dataset(train, test, classes, (WINDOW,), f"Shakespeare's roles in {file}", columns, test_columns)
+    source = f"Shakespeare's roles in {file}"
+    return Dataset(train, test, classes, (WINDOW,), source, columns, test_columns, vocabulary=classes)
 
 
 def _roles(file: Path) -> list[_Role]:
