@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import dp_accounting
 import jax
 import numpy as np
 import pytest
 from conftest import one_line
+from dp_accounting.pld import privacy_loss_distribution as pld
 from runs import QUICK
 
 from fedjax_sim import InputError
@@ -261,6 +263,112 @@ def test_a_change_that_moves_the_clock_is_refused(tmp_path: Path) -> None:
         resume(folder, overrides=["network.uplink_bps=2e6"])
     one_line(error, "network", "simulated seconds")
     assert resume(folder, overrides=["algorithm.learning_rate=0.2"]).status == "finished"
+
+
+# --- what is spent stays spent ----------------------------------------------------------------------------------------
+
+NOISY = ("privacy.mechanism=gaussian", "privacy.clip_norm=0.5", "privacy.noise_multiplier=0.6", "privacy.delta=1e-4",
+         "training.sampling=poisson", "training.clients_per_round=5", "training.evaluate_every=2")  # fmt: skip
+
+
+def epsilons(folder: Path) -> list[float]:
+    return [row["epsilon"] for row in read_history(folder / "history.jsonl")]
+
+
+def gaussian(noise: float, rate: float = 1.0):
+    return pld.from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=1e-3)
+
+
+def test_noise_that_is_edited_later_takes_nothing_back(tmp_path: Path) -> None:
+    """Case of the run whose noise went from 0.5 to 5.0 in its folder: its epsilon fell from 9.6 to 0.2."""
+    folder = stopped(tmp_path / "run", *NOISY)
+    before, text = epsilons(folder), (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace("noise_multiplier = 0.6", "noise_multiplier = 5.0"))
+    with pytest.raises(InputError) as error:
+        resume(folder)
+    one_line(error, "privacy.noise_multiplier: 0.6 -> 5.0")
+    for noise in (5.0, 0.4):
+        again = Path(shutil.copytree(folder, tmp_path / f"noise {noise}"))
+        (again / "config.toml").write_text(text)
+        summary = resume(again, overrides=[f"privacy.noise_multiplier={noise}"])
+        found, two = epsilons(again), gaussian(0.6, 0.25).self_compose(2)
+        assert found[:2] == before
+        together = [two.compose(gaussian(noise, 0.25).self_compose(n)).get_epsilon_for_delta(1e-4) for n in (1, 2)]
+        assert found[2:] == pytest.approx(together, rel=1e-3)
+        assert found == sorted(found)
+        assert summary.epsilon == found[-1]
+        assert summary.privacy is not None
+        assert f"noise of {noise:g}" in summary.privacy
+        assert "after 2 rounds of gaussian noise of 0.6" in summary.privacy
+        assert f"privacy.noise_multiplier: 0.6 -> {noise}" in summary.changes[0]
+
+
+def test_turns_of_a_client_under_two_kinds_of_noise_add_up(tmp_path: Path) -> None:
+    """Of Gaussians without sampling the squares of one over the noise add up; changed twice, and stopped in between."""
+    given = [*NOISY, "training.sampling=all", "training.clients_per_round=20", "privacy.noise_multiplier=2.0"]
+    folder = stopped(tmp_path / "run", *given, calls=1)
+    assert resume(folder, overrides=["privacy.noise_multiplier=4.0"], stop=After(2)).rounds == 3
+    summary = resume(folder, overrides=["privacy.noise_multiplier=1.0"])
+    spent = [1 / 4, 1 / 4 + 1 / 16, 1 / 4 + 2 / 16, 1 / 4 + 2 / 16 + 1]
+    exact = [dp_accounting.get_epsilon_gaussian(one**-0.5, 1e-4) for one in spent]
+    assert epsilons(folder) == pytest.approx(exact, rel=2e-3)
+    assert all(found >= least - 1e-9 for found, least in zip(epsilons(folder), exact, strict=True))
+    assert len(summary.changes) == 2
+
+
+def test_a_budget_counts_what_was_spent_before(tmp_path: Path) -> None:
+    folder = stopped(tmp_path / "run", *NOISY, "training.rounds=30")
+    budget = epsilons(folder)[-1] + 0.5
+    summary = resume(folder, overrides=["privacy.noise_multiplier=1.5", f"privacy.epsilon={budget}"])
+    assert summary.status == "spent"
+    assert 2 < summary.rounds < 30
+    assert budget - 0.2 < (summary.epsilon or 0) <= budget
+
+
+def test_settings_that_spend_nothing_leave_epsilon_as_it_is(tmp_path: Path) -> None:
+    run(load_config(None, [*QUICK, "training.local_steps=2", *NOISY, f"output.folder={tmp_path}", "output.name=whole"]))
+    folder = stopped(tmp_path / "run", *NOISY)
+    summary = resume(folder, overrides=["algorithm.learning_rate=0.2"])
+    assert epsilons(folder) == epsilons(tmp_path / "whole")
+    assert summary.privacy is not None
+    assert "composed" not in summary.privacy
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "told"),
+    [
+        ((), ("privacy.guarantee=none",), "give none together"),
+        ((), ("privacy.delta=1e-2",), "delta 0.0001"),
+        ((), ("data.alpha=0.9",), "data that the run was begun with"),
+        ((), ("training.sampling=round_robin",), "relation add or remove one"),
+        (("privacy.accountant=rdp",), ("privacy.noise_multiplier=2.0",), "not known"),
+        (("privacy.guarantee=none",), ("privacy.guarantee=dp",), "give none together"),
+        (
+            ("privacy.mechanism=matrix", "training.sampling=round_robin"),
+            ("privacy.noise_multiplier=2.0",),
+            "not known",
+        ),
+    ],
+)
+def test_what_nobody_could_account_for_is_refused(
+    tmp_path: Path, given: tuple[str, ...], asked: tuple[str, ...], told: str
+) -> None:
+    folder = stopped(tmp_path / "run", *NOISY, *given, calls=1)
+    before = contents(folder)
+    with pytest.raises(InputError) as error:
+        resume(folder, overrides=asked)
+    one_line(error, told, "start another")
+    assert contents(folder) == before
+
+
+def test_rounds_are_not_done_again_with_the_same_noise_at_another_scale(tmp_path: Path) -> None:
+    folder = stopped(tmp_path / "run", *NOISY, calls=1)
+    history = (folder / "history.jsonl").read_text()
+    (folder / "history.jsonl").write_text(history + history.replace('"round": 1', '"round": 2'))  # killed after round 2
+    with pytest.raises(InputError) as error:
+        resume(folder, overrides=["privacy.noise_multiplier=2.0"])
+    one_line(error, "rounds 2 to 2", "same noise")
+    assert resume(folder).status == "finished"
 
 
 # --- results that are kept are found by what made them ----------------------------------------------------------------

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from fedjax_sim.experiment.origin import Origin, identity
 from fedjax_sim.experiment.per_client import SMALL, entries
 from fedjax_sim.experiment.summary import Divergence
 from fedjax_sim.privacy import Ledger
+from fedjax_sim.privacy.composition import Past
 
 TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
 CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
@@ -72,8 +73,18 @@ class Loop:
         folder: Path,
         history: History,
         origin: Origin | None = None,
+        past: Sequence[Past] = (),
     ):
         """Starts a run, or takes it up after the rounds of `history`, for which there is a checkpoint.
+
+        Args:
+          experiment: what is trained.
+          devices: where.
+          memory: of the clients, where it is kept on disk.
+          folder: of the run.
+          history: the rounds done.
+          origin: what they were made from.
+          past: what those of them spent that were done under other privacy.
 
         Raises:
           InputError: a checkpoint or a history that is not of the run that `origin` tells of.
@@ -91,7 +102,8 @@ class Loop:
         self.each_client = keeps_clients(experiment)
         self.spent = self.last.get("epsilon") if self.last else None
         self.first_steps = int(planned(config, experiment.data).max())
-        self.ledger = None if experiment.private is None else Ledger(experiment.private, experiment.data.num_clients)
+        self.past, private = past, experiment.private
+        self.ledger = None if private is None else Ledger(private, experiment.data.num_clients, past)
         self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
         self.calibrate = make_calibration(experiment.model.logits_fn)
         self.state = self.driver.start_state()
@@ -106,13 +118,13 @@ class Loop:
         if self.done:
             like = self.saved(lanes)
             saved = checkpoint.restore(folder, self.done, like)
-            self._check_origin(like, saved)
             self.state, self.best = saved.state, saved.best
             if memory is not None:
                 memory.seen[:] = saved.seen
             lanes = int(saved.lanes) if saved.lanes >= 0 else None
             self.driver.most = int(saved.most_steps) if saved.most_steps >= 0 else None
             self._count_what_was_spent()
+            self._check_origin(like, saved)
         self.lanes = lanes
         self.driver.use_lanes(lanes)
         self.last_saved, self.saved_at = self.done, time.perf_counter()
@@ -271,5 +283,6 @@ class Loop:
 
     def _count_what_was_spent(self) -> None:
         if self.ledger is not None:
-            for ids in self.driver.asked(0, self.done):
+            counted = sum(part.rounds for part in self.past)
+            for ids in self.driver.asked(0, self.done)[counted:]:
                 self.ledger.count(ids)

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import fedjax_sim
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fingerprint import LENGTH, fingerprint, of_path
-from fedjax_sim.experiment.build import SEED_MARK, Changes
+from fedjax_sim.experiment.build import SEED_MARK, Changes, Experiment
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
 from fedjax_sim.experiment.federation import dealt
@@ -34,6 +35,7 @@ class Ingredients(NamedTuple):
     settings: dict[str, Any]  # by path, resolved, as JSON has them
     data: dict[str, str]  # checksums of the parts of the federation as it is dealt out
     files: dict[str, str]  # of files that are read beside the data, by the setting that names them
+    noise: float | None = None  # noise multiplier, of a private run; it may have been worked out
 
     def mark(self) -> str:
         """Equal for equal ingredients, but for settings that results do not depend on."""
@@ -93,10 +95,12 @@ class Seen:
         self.data = fingerprint(data)
         return data
 
-    def ingredients(self, config: Config) -> Ingredients:
-        """Of the experiment that was built, whose configuration is resolved."""
+    def ingredients(self, experiment: Experiment) -> Ingredients:
+        """Of the experiment that was built."""
+        config, private = experiment.config, experiment.private
+        noise = None if private is None or math.isnan(private.noise_multiplier) else float(private.noise_multiplier)
         files = {path: found for path, found in input_files(config).items() if not path.startswith("data.")}
-        return Ingredients(flat(config), self.data, files)
+        return Ingredients(flat(config), self.data, files, noise)
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -186,7 +190,10 @@ def read_origin(folder: Path) -> Origin:
 
 
 def _ingredients(tree: dict[str, Any]) -> Ingredients:
-    return Ingredients(dict(tree["settings"]), dict(tree["data"]), dict(tree["files"]))
+    noise = tree.get("noise")
+    return Ingredients(
+        dict(tree["settings"]), dict(tree["data"]), dict(tree["files"]), None if noise is None else float(noise)
+    )
 
 
 def asked(folder: Path, origin: Origin, overrides: Sequence[str]) -> Config:
@@ -232,6 +239,11 @@ def changed(folder: Path, origin: Origin, done: int, now: Ingredients, overrides
     if settings and not overrides:
         listed = ", ".join(_difference(path, *pair) for path, pair in settings.items())
         raise InputError(f"{folder}: this version makes other settings of it ({listed}); start another run")
+    if now.noise != before.noise and not settings:
+        raise InputError(
+            f"{folder}: its noise multiplier was {before.noise}, and this version works out {now.noise}; start another "
+            "run"
+        )
     return Change(done, now, settings, [*parts, *files]) if settings or parts or files else None
 
 

@@ -33,14 +33,16 @@ from fedjax_sim.experiment.folder import (
     write_json,
     write_text,
 )
-from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, cut_history
+from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, cut_history, rows_of
 from fedjax_sim.experiment.loop import Loop, keeps_clients
 from fedjax_sim.experiment.origin import Origin, Seen, asked, changed, read_origin
 from fedjax_sim.experiment.per_client import FILE, Table
 from fedjax_sim.experiment.rehearsal import rehearse
+from fedjax_sim.experiment.spent import promise, spent
 from fedjax_sim.experiment.summary import Summary, summarize
 from fedjax_sim.experiment.tracking import Tracker, several, trackers
 from fedjax_sim.models import save_leaves
+from fedjax_sim.privacy.composition import Past
 
 MEMORY, MODEL, BEST_MODEL = "client_memory", "model", "best_model"
 
@@ -88,7 +90,7 @@ def run(
     devices = _devices(config)
     experiment = build(config, (seen := Seen()).changes)
     rehearse(experiment, devices)
-    origin = Origin(seen.ingredients(experiment.config))
+    origin = Origin(seen.ingredients(experiment))
     folder = make_folder(experiment.config)
     with unless_nothing_comes_of_it(folder), locked(folder):
         origin.write(folder)
@@ -133,11 +135,13 @@ def resume(
         _compare(folder, environment(devices, config))
         experiment = build(config, (seen := Seen()).changes)
         done = max(checkpoint.rounds_saved(folder), default=0)
-        change = changed(folder, origin, done, seen.ingredients(experiment.config), overrides)
+        change = changed(folder, origin, done, seen.ingredients(experiment), overrides)
         origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
+        written = sum(1 for _ in rows_of(folder / HISTORY)) if change else done
+        earlier = spent(origin, experiment, done, written)
         history = cut_history(folder / HISTORY, done)
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        return _train(folder, experiment, devices, history, origin, audience, change is not None)
+        return _train(folder, experiment, devices, history, origin, audience, earlier, change is not None)
 
 
 def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
@@ -146,7 +150,7 @@ def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
 
 def _train(
     folder: Path, experiment: Experiment, devices: list[Any], history: History, origin: Origin, audience: Audience,
-    changed: bool = False,
+    earlier: Sequence[Past] = (), changed: bool = False,
 ) -> Summary:  # fmt: skip
     """The rounds after those of `history`, and what is left in the folder at the end. `changed`: the last change of
     `origin` is to be written, once the checkpoint is known to go with it."""
@@ -160,7 +164,10 @@ def _train(
         table = opened.enter_context(closing(Table(folder / FILE, done))) if keeps_clients(experiment) else None
         try:
             audience.reporter.built(experiment, folder)
-            loop, past = Loop(experiment, devices, memory, folder, history, origin), Rows(folder / HISTORY, done)
+            loop, past = (
+                Loop(experiment, devices, memory, folder, history, origin, earlier),
+                Rows(folder / HISTORY, done),
+            )
             if changed:  # in this order: a kill in between leaves a change that has to be asked for again
                 _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))
                 origin.write(folder)
@@ -197,7 +204,7 @@ def _train(
         before + time.perf_counter() - begun,
         divergence=divergence,
         own_tests=own_tests,
-        promise=None if experiment.private is None else experiment.private.statement,
+        promise=promise(experiment.private, earlier),
         environment=environment(devices, config),
         changes=[change.sentence() for change in origin.changes],
     )

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class Spending(NamedTuple):
     delta: float  # 0 for pure differential privacy
     sampled: bool
     epsilon: Callable[[int], float]
+    loss: Callable[[], Any] | None = None  # makes the privacy loss distribution of one round or turn, where it has one
 
 
 def gaussian_spending(
@@ -86,7 +87,7 @@ def gaussian_spending(
             return Spending(unit, ADD, method, delta, True, _by_rdp(event, delta, ADD))
         one = distributions.from_gaussian_mechanism(noise_multiplier, sampling_prob=rate,
                                                     value_discretization_interval=GRID)  # fmt: skip
-        return Spending(unit, ADD, method, delta, True, _by_pld(one, delta))
+        return Spending(unit, ADD, method, delta, True, _by_pld(one, delta), lambda: one)
 
     @cache
     def epsilon(times: int) -> float:  # so many Gaussians are one, exactly
@@ -96,7 +97,10 @@ def gaussian_spending(
         return float(dp.get_epsilon_gaussian(alone, delta))
 
     relation = ADD if rate is not None else REPLACE if distance == 2 else ZERO
-    return Spending(unit, relation, method, delta, rate is not None, epsilon)
+    fine = method == "pld" and noise_multiplier / distance >= LEAST
+    loss = partial(distributions.from_gaussian_mechanism, noise_multiplier / distance,
+                   value_discretization_interval=GRID) if fine else None  # fmt: skip
+    return Spending(unit, relation, method, delta, rate is not None, epsilon, loss)
 
 
 def laplace_spending(
@@ -142,7 +146,7 @@ def laplace_spending(
         return Spending("client", relation, method, delta, sampled, _by_rdp(event, delta, ADD))
     one = distributions.from_laplace_mechanism(noise_multiplier / distance, sampling_prob=1.0 if rate is None else rate,
                                                value_discretization_interval=GRID)  # fmt: skip
-    return Spending("client", relation, method, delta, sampled, _by_pld(one, delta))
+    return Spending("client", relation, method, delta, sampled, _by_pld(one, delta), lambda: one)
 
 
 def matrix_spending(

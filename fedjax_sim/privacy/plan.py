@@ -24,6 +24,7 @@ from fedjax_sim.privacy.accounting import (
     toeplitz,
 )
 from fedjax_sim.privacy.central import Adaptive, central
+from fedjax_sim.privacy.composition import Past, together
 from fedjax_sim.privacy.laplace import bare_laplace
 from fedjax_sim.privacy.local import local
 from fedjax_sim.privacy.noise import banded, gaussian, laplace
@@ -68,9 +69,19 @@ class Ledger:
     """Counts what a run has spent. It holds nothing that the rounds done and their cohorts do not tell, so that a
     resumed run counts them again and spends neither less nor more."""
 
-    def __init__(self, private: Private, num_clients: int):
+    def __init__(self, private: Private, num_clients: int, past: Sequence[Past] = ()):
+        """Begins to count.
+
+        Args:
+          private: what rounds are done under from now on.
+          num_clients: `N`.
+          past: what rounds before were done under, where that was something else.
+        """
         self.spending, self.budget = private.spending, private.budget
         self.rounds, self.turns = 0, np.zeros(num_clients, np.int64)
+        self.past = np.array([part.times() for part in past], np.int64).reshape(-1, num_clients)
+        spendings = [part.spending for part in past]
+        self.together = together([*spendings, private.spending]) if past and private.spending else None
 
     def spend(self, ids: Any) -> float | None:
         """Counts a round of these clients, int[C] with -1 for nobody, and returns epsilon with it: of all rounds, or of
@@ -78,6 +89,9 @@ class Ledger:
         self.count(ids)
         if self.spending is None:
             return None
+        if self.together is not None:
+            times = np.full_like(self.turns, self.rounds) if self.spending.sampled else self.turns
+            return self.together(np.stack([*self.past, times], axis=1))
         return self.spending.epsilon(self.rounds if self.spending.sampled else int(self.turns.max()))
 
     def count(self, ids: Any) -> None:
