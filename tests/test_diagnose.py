@@ -318,3 +318,22 @@ def test_clients_own_models_are_measured_where_clients_keep_tests(tmp_path):
     found = own_accuracies(lab, world, [0])
     assert [float(value[0]) for value in found] == pytest.approx([own.global_accuracy, own.personal_accuracy], abs=0.02)
     assert own.personal_accuracy > own.global_accuracy
+
+
+def test_who_only_guesses_is_not_healthy_and_no_cause_is_blamed_for_which_constant_is_guessed(tmp_path):
+    """Inputs and labels of different patients, and classes that are as frequent in training, but not in the test."""
+    rng = np.random.default_rng(0)
+
+    def noise(count, shares):
+        return {"inputs": rng.normal(size=(count, 10)).astype(np.float32), "labels": rng.choice(4, count, p=shares)}
+
+    test = noise(400, [0.7, 0.1, 0.1, 0.1])
+    data = fs.data.from_clients([noise(50, [0.25] * 4) for _ in range(6)], test=test, classes=4)
+    config = load_config(None, ["model.name=logistic", "training.rounds=6", "training.evaluate_every=2"])
+    found = diagnose(config, tmp_path, data=data, seeds=2, causes=only("class_imbalance"), remedies=False)
+    assert found.chance == (test["labels"] == 0).mean()
+    assert (found.verdict, found.guessing) == ("no better than guessing", True)
+    assert [suspect.share for suspect in found.suspects] == [None]
+    assert found.suspects[0].alone.low > 0.2  # drawn like the test set, the other constant is answered
+    assert f"always answering the most frequent class {found.chance:.1%}" in found.sentences[0]
+    assert "warn" in diagnosis_page(found)

@@ -1,5 +1,7 @@
 """Causes one by one: what takes each away, and that it takes away nothing else."""
 
+from itertools import chain
+
 import jax
 import numpy as np
 import pytest
@@ -7,14 +9,16 @@ import pytest
 from benchmarks.planted import CASES
 from fedjax_sim.data import describe
 from fedjax_sim.diagnose import CAUSES, World
-from fedjax_sim.diagnose.anchors import chance, in_one_place
+from fedjax_sim.diagnose.anchors import chance, guesses, in_one_place
 from fedjax_sim.diagnose.cause import CONDITION, HABIT, Cause, Facts
 from fedjax_sim.diagnose.causes.privacy import CLIPPING, FAR, NOISE
 from fedjax_sim.diagnose.diagnosis import _Examination
-from fedjax_sim.diagnose.laboratory import Course, Laboratory
+from fedjax_sim.diagnose.game import Estimate
+from fedjax_sim.diagnose.laboratory import NOT_SEEN, Course, Laboratory
 from fedjax_sim.diagnose.remedies import possible, rates_around
 from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import load_config
+from fedjax_sim.experiment.per_client import ENTRY
 
 BY_NAME = {cause.name: cause for cause in CAUSES}
 EMBEDDED = [case for case in CASES if "mnist" not in " ".join(case.settings)]
@@ -26,7 +30,9 @@ def facts(*overrides: str) -> Facts:
     world = World(load_config(None, overrides))
     experiment = world.build()
     steps = planned(experiment.config, experiment.data)
-    return Facts(world, experiment, describe(experiment.data), [], [POOR, POOR], [POOR, POOR], [POOR, POOR], steps, {})
+    return Facts(
+        world, experiment, describe(experiment.data), NOT_SEEN, [POOR, POOR], [POOR, POOR], [POOR, POOR], steps, {}
+    )
 
 
 def removed(cause: Cause, found: Facts, number: int = 0) -> World:
@@ -141,3 +147,46 @@ def test_the_best_of_the_rates_in_one_place_is_the_one_that_is_best_under_all_se
     examination.tuning = [0]
     assert [course.ended for course in examination._ceiling(found.world)] == [GOOD.ended] * 3
     assert asked == [(5, (0,)), (3, (3, 4, 5))]
+
+
+# --- what cannot be told from guessing, and who is accused ------------------------------------------------------------
+
+
+def test_better_than_guessing_is_more_than_seeds_and_test_examples_allow():
+    sure = Estimate(0.95, 0.94, 0.96)
+    assert not guesses(sure, 0.92, 10_000)
+    assert guesses(sure, 0.92, 100)  # three examples more than the constant answer
+    assert guesses(Estimate(0.95, 0.91, 0.99), 0.92, 10_000)  # seeds differ too much
+    assert guesses(Estimate(0.05, 0.04, 0.06), 0.1, 10_000)
+    assert not guesses(Estimate(0.9, 0.89, 0.91), 0.1, 100)
+
+
+def senders(rounds: list[list[tuple[int, float, float, bool]]]) -> list[str]:
+    """The evidence where clients sent (client, update norm, cosine, rejected) in these rounds."""
+    found = facts("model.name=logistic", "attack.name=nan_sender", "attack.fraction=0.1", "data.clients=10")
+    table = np.zeros(sum(map(len, rounds)), ENTRY)
+    table["round"], table["counted"] = np.repeat(np.arange(1, len(rounds) + 1), [len(r) for r in rounds]), True
+    columns = zip(*chain.from_iterable(rounds), strict=True)
+    for name, values in zip(("client", "update_norm", "cosine", "rejected"), columns, strict=True):
+        table[name] = values
+    return BY_NAME["malicious_clients"].evidence(found._replace(seen=NOT_SEEN._replace(clients=table)))
+
+
+def test_only_who_sent_it_is_accused_of_what_is_not_finite():
+    """With an aggregator that lets it through, the aggregate's cosine to everybody's update is NaN."""
+    nan = float("nan")
+    names = facts("data.clients=10").experiment.data.name
+    said = " ".join(senders([[(c, 1.0, 0.5, False) for c in (0, 1, 2, 3)],
+                             [(c, nan if c == 7 else 1.0, nan, False) for c in (0, 1, 2, 7)],
+                             *[[(c, nan, nan, False) for c in (0, 1, 2, 7)]] * 3]))  # fmt: skip
+    assert f"not finite, in round 2: {names(7)}." in said
+    assert not any(f": {names(c)}" in said for c in (0, 1, 2))
+
+
+def test_a_rejected_message_is_not_the_odd_one_out():
+    """Its cosine is 0, for nothing of it was looked at; client 2's is the lowest of those that were."""
+    data = facts("data.clients=10").experiment.data
+    cosines = {0: 0.6, 1: 0.5, 2: 0.3, 7: 0.0}
+    said = " ".join(senders([[(c, 1.0, v, c == 7) for c, v in cosines.items()]] * 4))
+    assert f"The odd one out is {data.name(2)}: its updates point 0.30" in said
+    assert f"in round 1: {data.name(7)}." in said

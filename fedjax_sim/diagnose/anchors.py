@@ -1,9 +1,12 @@
 """What there is to compare with: the same training in one place, and guessing."""
 
+import math
+
 import numpy as np
 
 from fedjax_sim.diagnose.cause import KEPT_EVERYWHERE, Change, cleared
 from fedjax_sim.diagnose.exchange import pooled, test_shares
+from fedjax_sim.diagnose.game import Estimate
 from fedjax_sim.diagnose.remedies import rates_around
 from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment
@@ -29,6 +32,22 @@ def in_one_place(world: World, experiment: Experiment, steps: np.ndarray) -> Wor
 def tuned(one_place: World, rate: float) -> list[World]:
     """The same with other learning rates."""
     return [one_place.set({"algorithm.learning_rate": other}) for other in rates_around(rate)]
+
+
+def guesses(accuracy: Estimate, constant: float, tested: int) -> bool:
+    """Whether an accuracy is no higher than that of a constant answer on the same examples.
+
+    To its interval over seeds comes that of the test set: of answers that are right on shares a and c of the examples,
+    min(a + c, 2 - a - c) differ at most, and their difference varies by no more than that (McNemar 1947).
+
+    Args:
+      accuracy: over seeds.
+      constant: accuracy of the constant answer.
+      tested: test examples.
+    """
+    together = accuracy.mean + constant
+    of_test = 1.96 * math.sqrt(min(together, 2 - together) / max(tested, 1))
+    return accuracy.mean - math.hypot(accuracy.mean - accuracy.low, of_test) <= constant
 
 
 def chance(experiment: Experiment) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_sim.diagnose.cause import Cause, Removal
 from fedjax_sim.diagnose.found import (
     AVERAGED,
+    GUESSING,
     HEALTHY,
     LITTLE,
     MATTERS,
@@ -108,8 +109,14 @@ def _tied(parts: Mapping[str, list[float]], one: str, other: str) -> bool:
     return min(found[one].low, found[other].low) > 0 and found[""].low <= 0
 
 
-def verdict(lost: Estimate, suspects: Sequence[Suspect]) -> str:
-    """Whether a run that loses so much is healthy, not finished, too noisy to tell, or stalled."""
+def verdict(lost: Estimate, suspects: Sequence[Suspect], guessing: bool) -> str:
+    """Whether a run that loses so much is healthy, not finished, too noisy to tell, or stalled; one that is no better
+    than `guessing` is never healthy."""
+    found = _verdict(lost, suspects)
+    return GUESSING if guessing and found == HEALTHY else found
+
+
+def _verdict(lost: Estimate, suspects: Sequence[Suspect]) -> str:
     found = [suspect for suspect in suspects if suspect.share is not None]
     if any(suspect.counts for suspect in found):
         return UNFINISHED if found[0].name == "too_few_rounds" else STALLED

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_sim._validate import InputError, shown, whole
 from fedjax_sim.data import FederatedData, describe
-from fedjax_sim.diagnose.anchors import chance, in_one_place, tuned
+from fedjax_sim.diagnose.anchors import chance, guesses, in_one_place, tuned
 from fedjax_sim.diagnose.attribution import (
     Candidate,
     attribute,
@@ -33,7 +33,7 @@ from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import Config
-from fedjax_sim.experiment.federation import GIVEN
+from fedjax_sim.experiment.federation import GIVEN, held_out_examples
 from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.origin import Marks
 
@@ -283,6 +283,17 @@ class _Examination:
             world = player.best.apply(world)
         return world
 
+    def _above_chance(
+        self, facts: Facts, players: list[Candidate], values: dict[frozenset[str], list[Course]]
+    ) -> tuple[list[Candidate], dict[frozenset[str], list[Course]], bool]:
+        """The causes, unless nothing is learnt with or without them, or in one place: then worlds differ in which
+        constant answer they give. And whether the run is no better than such an answer."""
+        constant, tested = chance(facts.experiment), held_out_examples(facts.experiment.data)
+        count = 0 if tested is None else len(tested["labels"])
+        mended = values[frozenset(player.cause.name for player in players)]
+        low = [guesses(ended(courses), constant, count) for courses in (facts.courses, facts.pooled, mended)]
+        return ([], {frozenset(): facts.courses}, True) if all(low) else (players, values, low[0])
+
     # --- what is said ------------------------------------------------------------------------------------------------
 
     def _concluded(
@@ -290,6 +301,7 @@ class _Examination:
         gains: dict[str, Estimate], players: list[Candidate], values: dict[frozenset[str], list[Course]],
         remedies: bool,
     ) -> Diagnosis:  # fmt: skip
+        players, values, guessing = self._above_chance(facts, players, values)
         every = frozenset(player.cause.name for player in players)
         suspects, interactions = attribute(
             candidates, gains, _ended(values), _ranks(facts, players),
@@ -297,9 +309,9 @@ class _Examination:
         )  # fmt: skip
         mended = values[every]
         draft = Diagnosis(
-            verdict=verdict(lost, suspects), sentences=[],
+            verdict=verdict(lost, suspects, guessing), sentences=[],
             title=title(facts.config), seeds=self.seeds, run=ended(facts.courses), pooled=ended(facts.same),
-            ceiling=ended(facts.pooled), chance=chance(facts.experiment),
+            ceiling=ended(facts.pooled), chance=chance(facts.experiment), guessing=guessing,
             label_divergence=_beyond_chance(facts), lost=lost,
             mended=ended(mended) if every else None,
             unexplained=difference(facts.pooled, mended) if every else None, suspects=suspects,

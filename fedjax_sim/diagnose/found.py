@@ -7,6 +7,7 @@ from fedjax_sim.diagnose.game import Estimate
 STALLS, MATTERS, LITTLE = 0.02, 0.01, 0.005  # accuracy lost by a run that stalls; by a cause that matters; by any
 AVERAGED = 0.05  # accuracy that averaging parallel clients, instead of steps one after another, may cost by itself
 HEALTHY, UNFINISHED, NOISY, STALLED = "healthy", "not finished", "too noisy to tell", "stalled"
+GUESSING = "no better than guessing"
 
 
 class Tried(NamedTuple):
@@ -63,14 +64,15 @@ class Step(NamedTuple):
 class Diagnosis(NamedTuple):
     """Why accuracy is what it is. Accuracies are means over seeds of the last fifth of a run's evaluations."""
 
-    verdict: str  # "healthy", "not finished", "too noisy to tell" or "stalled"
+    verdict: str  # "healthy", "not finished", "too noisy to tell", "stalled" or "no better than guessing"
     sentences: list[str]  # the same in plain words
     title: str  # what was trained
     seeds: list[int]
     run: Estimate
     pooled: Estimate  # trained in one place with the same model, rates and budget
     ceiling: Estimate  # likewise with tuned rates
-    chance: float
+    chance: float  # of always answering the most frequent class of the test set
+    guessing: bool  # whether the run is no better than that, within what seeds and test examples allow
     label_divergence: float | None  # of clients from all, beyond chance: Jensen-Shannon, 0 to 1
     lost: Estimate  # ceiling less run, paired by seed
     mended: Estimate | None  # the world without any of the causes that matter

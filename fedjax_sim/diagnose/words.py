@@ -3,7 +3,7 @@
 import math
 from itertools import pairwise
 
-from fedjax_sim.diagnose.found import HEALTHY, LITTLE, MATTERS, NOISY, STALLED, STALLS, UNFINISHED, Diagnosis
+from fedjax_sim.diagnose.found import GUESSING, HEALTHY, LITTLE, MATTERS, NOISY, STALLED, STALLS, UNFINISHED, Diagnosis
 from fedjax_sim.diagnose.game import Estimate
 from fedjax_sim.experiment.config import Config
 
@@ -57,6 +57,16 @@ def _verdict(found: Diagnosis) -> str:
     compared = (
         f"The run reaches {run}, training in one place with tuned rates {ceiling}: {span(found.lost)} points lost"
     )
+    if found.guessing:
+        constant = f"always answering the most frequent class {found.chance:.1%}"
+        compared = f"The run reaches {run}, {constant}, training in one place with tuned rates {ceiling}"
+        if found.verdict == GUESSING:
+            return (
+                f"No better than guessing. {compared}. If anything is learnt, it shows in the accuracy of each class "
+                "and in AUC, not here; if not, see whether labels belong to their inputs, whether inputs are scaled, "
+                "and whether the learning rate is right."
+            )
+        compared += f": {span(found.lost)} points lost"
     if found.verdict == HEALTHY:
         said = [f"Healthy. {compared.split(':')[0]}; none of the causes that were looked for holds it back."]
         if found.lost.mean >= STALLS:
@@ -75,7 +85,7 @@ def _verdict(found: Diagnosis) -> str:
         needed = max(_seeds_needed(found, value) for value in (found.lost, *(s.alone for s in may[:1])))
         named = f" It may be {may[0].title.lower()}: {span(may[0].alone, True)}." if may else ""
         return f"Too noisy to tell. {compared}.{named} With {needed} seeds instead of {len(found.seeds)} it would show."
-    if found.lost.mean < STALLS:
+    if found.lost.mean < STALLS and not found.guessing:
         return f"The run is as good as training in one place ({run} against {ceiling}), and both are held back."
     return f"It stalls. {compared}."
 
