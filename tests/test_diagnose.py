@@ -14,7 +14,7 @@ from rich.console import Console
 from runs import commands, trained
 
 import fedjax_sim as fs
-from fedjax_sim.data import federate
+from fedjax_sim.data import federate, from_clients
 from fedjax_sim.data.sources import SOURCES
 from fedjax_sim.diagnose import CAUSES, Cause, Change, Told, World, changing, diagnose, setting
 from fedjax_sim.diagnose.exchange import redealt
@@ -328,7 +328,7 @@ def test_who_only_guesses_is_not_healthy_and_no_cause_is_blamed_for_which_consta
         return {"inputs": rng.normal(size=(count, 10)).astype(np.float32), "labels": rng.choice(4, count, p=shares)}
 
     test = noise(400, [0.7, 0.1, 0.1, 0.1])
-    data = fs.data.from_clients([noise(50, [0.25] * 4) for _ in range(6)], test=test, classes=4)
+    data = from_clients([noise(50, [0.25] * 4) for _ in range(6)], test=test, classes=4)
     config = load_config(None, ["model.name=logistic", "training.rounds=6", "training.evaluate_every=2"])
     found = diagnose(config, tmp_path, data=data, seeds=2, causes=only("class_imbalance"), remedies=False)
     assert found.chance == (test["labels"] == 0).mean()
