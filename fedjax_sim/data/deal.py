@@ -114,9 +114,9 @@ def _trained_on(dataset: Dataset) -> tuple[Examples, Examples]:
     return scaled[0], scaled[1] or test
 
 
-def _about(dataset: Dataset) -> tuple[int, str, int | None]:
-    """What federations know of their data: `classes`, `source` and `vocabulary`."""
-    return dataset.classes, dataset.source, dataset.vocabulary
+def _about(dataset: Dataset) -> tuple[int, str, int | None, tuple[str, ...]]:
+    """What federations know of their data: `classes`, `source`, `vocabulary` and `pooled`."""
+    return dataset.classes, dataset.source, dataset.vocabulary, dataset.pooled
 
 
 def _stripped(values: np.ndarray) -> np.ndarray:

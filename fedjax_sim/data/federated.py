@@ -30,6 +30,7 @@ class Dataset(NamedTuple):
     columns: Columns = NOTHING  # facts about the training rows, such as "client", "hospital", "role"
     test_columns: Columns = NOTHING  # the same facts about the test rows, or nothing where the test set is global
     vocabulary: int | None = None  # number of codes, where inputs are codes of characters or words
+    pooled: tuple[str, ...] = ()  # what was worked out from all clients' examples together and is in every example
 
 
 class FederatedData(NamedTuple):
@@ -44,6 +45,7 @@ class FederatedData(NamedTuple):
     classes: int | None = None  # number of classes, where labels are classes
     source: str = ""  # where it comes from, in a few words
     vocabulary: int | None = None  # number of codes, where inputs are codes of characters or words
+    pooled: tuple[str, ...] = ()  # what was worked out from all clients' examples together and is in every example
 
     @property
     def num_clients(self) -> int:

@@ -42,7 +42,7 @@ def affine(data: FederatedData, severity: float, *, seed: int = 0) -> FederatedD
         factor, added = 1 + severity * AFFINE_SCALE * scale, severity * AFFINE_OFFSET * offset * deviation
         return lambda rows: rows * factor + added
 
-    return per_client(data, prepare)
+    return per_client(data, prepare)._replace(pooled=(*data.pooled, "the deviation of each column"))
 
 
 def missing(data: FederatedData, severity: float, *, seed: int = 0) -> FederatedData:
@@ -69,7 +69,7 @@ def missing(data: FederatedData, severity: float, *, seed: int = 0) -> Federated
         lacking = draws(seed, "missing", client).random(len(mean)) < severity * MISSING
         return lambda rows: np.where(lacking, mean, rows)
 
-    return per_client(data, prepare)
+    return per_client(data, prepare)._replace(pooled=(*data.pooled, "the mean of each column"))
 
 
 def noise_levels(data: FederatedData, severity: float, *, seed: int = 0) -> FederatedData:

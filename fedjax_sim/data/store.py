@@ -14,7 +14,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,6 +143,7 @@ def write_store(
     classes: int | None = None,
     source: str = "",
     vocabulary: int | None = None,
+    pooled: Sequence[str] = (),
 ) -> Path:
     """Writes a federation client by client; memory does not grow with its size, but for names and attributes.
 
@@ -158,6 +159,7 @@ def write_store(
       classes: number of classes.
       source: where the data come from, in a few words.
       vocabulary: number of codes, where "inputs" are codes of characters or words.
+      pooled: see `FederatedData`.
 
     Returns:
       The folder.
@@ -182,7 +184,7 @@ def write_store(
     try:
         with ExitStack() as stack:
             index = _write(partial, clients, test, _Values(classes, vocabulary), stack)
-        index |= {"classes": classes, "source": source, "vocabulary": vocabulary}
+        index |= {"classes": classes, "source": source, "vocabulary": vocabulary, "pooled": list(pooled)}
         with open(partial / INDEX, "w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "version": VERSION, **index}, file, indent=1)
             file.flush()
@@ -261,7 +263,7 @@ def save(folder: str | Path, data: FederatedData) -> Path:
             attributes = {name: values[i].item() for name, values in data.attributes.items()}
             yield ClientRecord(data.client(i), None if data.names is None else data.name(i), test, attributes)
 
-    about = {"classes": data.classes, "source": data.source, "vocabulary": data.vocabulary}
+    about = {name: getattr(data, name) for name in ("classes", "source", "vocabulary", "pooled")}
     return write_store(folder, records(), test=data.test, **about)
 
 
@@ -291,6 +293,7 @@ def open_store(folder: str | Path, *, verify: bool = False) -> FederatedData:
             attributes={name: read(entry, clients) for name, entry in index["attributes"].items()},
             classes=index["classes"],
             vocabulary=index.get("vocabulary"),
+            pooled=tuple(map(str, index.get("pooled", ()))),
             source=str(index["source"]) or f"federation in {folder}",
         )
         check_around(str(path), data)

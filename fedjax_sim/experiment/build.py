@@ -82,6 +82,11 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     algorithm = algorithm if of_examples else compressed(config.compression, algorithm)
     private = _private(config, model, data, algorithm, factory, options)
     if private is not None:
+        if private.spending is not None and data.pooled:
+            public = ", ".join(data.pooled)
+            private = private._replace(
+                statement=f"{private.statement}; {public} over all clients are taken to be public"
+            )
         algorithm, sampler = private.algorithm, private.sampler
     algorithm = compressed(config.compression, algorithm) if of_examples else algorithm
     algorithm = with_downlink(config.compression, algorithm, config.training.seed)
@@ -274,9 +279,10 @@ def _refuse_what_undoes_it(config: Config) -> None:
             f"attack.name: {attack} makes messages out of honest ones before noise hides them; take another attack, "
             'a local mechanism, or privacy.guarantee "none"'
         )
-    if drift == "prior" and mechanism == DP_SGD:
+    if drift == "prior":
         raise InputError(
-            "heterogeneity.drift: prior passes examples on to other clients, whose turns add up; take another drift"
+            "heterogeneity.drift: prior passes examples on to other clients, and what the two send of them adds up; "
+            "take another drift, or set privacy.guarantee=none"
         )
 
 

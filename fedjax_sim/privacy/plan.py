@@ -277,6 +277,8 @@ def privatize(
         statement = f"{NO_GUARANTEE} asked for: {mechanism} noise of {noise_multiplier:.4g} clip norms"
         return Private(private, sampler, None, noise_multiplier, None, statement)
     statement = _statement(spent, mechanism, sampling, noise_multiplier)
+    if weight_cap is not None or mechanism.startswith("local_"):
+        statement += "; the clients' numbers of examples are taken to be public"
     return Private(private, sampler, spent, noise_multiplier, epsilon, statement)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.data.federated import Dataset
-from fedjax_sim.data.sources.prepare import standardise
+from fedjax_sim.data.sources.prepare import STANDARDISED, standardise
 
 
 def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -31,7 +31,8 @@ def breast_cancer(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     features, labels = (np.asarray(array) for array in load_breast_cancer(return_X_y=True))
     split = _split(features, labels, 2, test_fraction, seed, "scikit-learn breast_cancer")
     train, test = standardise(split.train["inputs"], split.test["inputs"])
-    return split._replace(train={**split.train, "inputs": train}, test={**split.test, "inputs": test})
+    train, test = {**split.train, "inputs": train}, {**split.test, "inputs": test}
+    return split._replace(train=train, test=test, pooled=STANDARDISED)
 
 
 def _split(

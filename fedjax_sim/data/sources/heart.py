@@ -9,7 +9,7 @@ from fedjax_sim import _validate
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.federated import Dataset
 from fedjax_sim.data.sources.places import existing, find
-from fedjax_sim.data.sources.prepare import assemble
+from fedjax_sim.data.sources.prepare import STANDARDISED, assemble
 
 HOSPITALS = {"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "va": "va"}
 FIELDS = 14
@@ -53,7 +53,8 @@ def heart_disease(*, path: str = "", standardise: str = "client") -> Dataset:
             own = features[group & ~held]
             features[group] = (features[group] - own.mean(0)) / (own.std(0, ddof=1) + 1e-9)
     inputs = features.astype(np.float32)
-    return assemble(inputs[~held], inputs[held], labels, 2, {"client": names}, held, f"UCI heart disease in {folder}")
+    source, pooled = f"UCI heart disease in {folder}", STANDARDISED if standardise == "pooled" else ()
+    return assemble(inputs[~held], inputs[held], labels, 2, {"client": names}, held, source)._replace(pooled=pooled)
 
 
 def _read(file: Path) -> np.ndarray:

@@ -108,6 +108,9 @@ _BIN = (
 )
 
 
+STANDARDISED = ("the mean and deviation of each feature",)  # what `standardise` works out of all the training rows
+
+
 def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both [n, features] as float32, less the training mean and over its deviation; constant features become 0."""
     train, test = np.asarray(train, np.float64), np.asarray(test, np.float64)
@@ -154,7 +157,7 @@ def split_table(table: Table, label: str, client: str, test_fraction: float, see
     features = np.stack([numbers_of(table, name) for name in names], axis=1)
     held = rows_held(table, codes, facts.get("client"), test_fraction, seed)
     train, test = standardise(features[~held], features[held])
-    return assemble(train, test, codes, classes, facts, held, source)
+    return assemble(train, test, codes, classes, facts, held, source)._replace(pooled=STANDARDISED)
 
 
 class Roles(NamedTuple):
