@@ -47,13 +47,14 @@ def trained(folder: Path, *overrides: str, path: Path | None = None) -> Run:
 # Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
 FORKING = """
 import json, os, signal, sys, time, warnings
-import fedjax_sim.cli, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots, sklearn.datasets
+import fedjax_sim.cli.entry, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots
+import killing, sklearn.datasets
 
 def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 for line in sys.stdin:
-    folder, arguments, watched, seconds = json.loads(line)
+    folder, arguments, watched, seconds, die_at = json.loads(line)
     before = size(watched)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that forking is dangerous; no thread has been started
@@ -64,11 +65,15 @@ for line in sys.stdin:
             os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         warnings.simplefilter("error")
         sys.argv = ["fedjax-sim", *arguments]
+        killed = None if die_at is None else killing.die_at(die_at)
         try:
             fedjax_sim.cli.main()
             status = 0
         except SystemExit as end:
             status = end.code or 0
+        if killed is not None:
+            with open(f"{folder}.operations", "w") as file:
+                file.write(str(killed.stop()))
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)  # without a second of tidying up
     deadline = None if watched else time.monotonic() + seconds if seconds is not None else None
@@ -98,9 +103,11 @@ Command = Callable[..., tuple[int, str, str]]
 @contextmanager
 def commands(**environment: str) -> Iterator[Command]:
     """A function of a folder and of arguments: exit status, stdout and stderr. With `seconds`, the command is killed
-    after so many, counted from when the file `watched` has grown if one is given."""
-    variables = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1])}
-    pipe = subprocess.PIPE
+    after so many, counted from when the file `watched` has grown if one is given; with `die_at`, at that operation on a
+    file (see `killing`), and of one that comes to its end the file FOLDER.operations says how many there were."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here.parent), str(here)])
+    variables, pipe = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": paths}, subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", FORKING], stdin=pipe, stdout=pipe, text=True, env=variables | environment
     ) as process:
@@ -108,8 +115,10 @@ def commands(**environment: str) -> Iterator[Command]:
         assert given is not None
         assert told is not None
 
-        def run(folder: Path, *arguments: str, watched: str = "", seconds: float | None = None) -> tuple[int, str, str]:
-            given.write(json.dumps([str(folder), arguments, watched, seconds]) + "\n")
+        def run(
+            folder: Path, *arguments: str, watched: str = "", seconds: float | None = None, die_at: int | None = None
+        ) -> tuple[int, str, str]:
+            given.write(json.dumps([str(folder), arguments, watched, seconds, die_at]) + "\n")
             given.flush()
             status = int(told.readline())
             out, err = (folder.with_name(f"{folder.name}.{name}").read_text() for name in ("out", "err"))

@@ -2,6 +2,7 @@
 
 import os
 import weakref
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,8 @@ from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import RoundFn, init
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundMetrics, RoundState
 
+CHECKED_BYTES = 6.4e7  # of rows that are looked at together
+
 
 class HostMemory:
     """What every client remembers, in one file per array, of which a round reads and writes the cohort's rows.
@@ -25,7 +28,7 @@ class HostMemory:
     """
 
     def __init__(
-        self, algorithm: Algorithm, params: PyTree, num_clients: int, folder: str | Path, *, after: int | None = None
+        self, algorithm: Algorithm, params: PyTree, num_clients: int, folder: str | Path, *, again: bool = False
     ):
         """Makes the files, or opens them again.
 
@@ -34,7 +37,7 @@ class HostMemory:
           params: the initial model.
           num_clients: `N`.
           folder: where, an empty one or a new one.
-          after: opens what lies there, as it was when `journal(after)` was called; `seen` is for the caller to restore.
+          again: opens what lies there; `back` comes before anything is read.
 
         Raises:
           InputError: the folder holds something, or nothing where it should, or cannot be made.
@@ -42,50 +45,69 @@ class HostMemory:
         one = init(algorithm, params, _validate.whole("num_clients", num_clients), memory_rows=1)
         self.initial = jax.tree.map(np.asarray, (one.clients, one.messages))
         self.num_clients, self.seen = num_clients, np.zeros(num_clients, bool)
+        self.sums = np.zeros(num_clients, np.uint32)  # checksums of the rows
         leaves, self._structure = jax.tree.flatten(self.initial)
         self._files: list[BinaryIO] = []
         self._folder, self._journal, self._journaled = Path(folder), None, np.zeros(num_clients, bool)
         weakref.finalize(self, _close, self._files)
-        if after is not None:
-            self._reopen(after)
-            return
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            if any(Path(folder).iterdir()):
-                raise _validate.InputError(f"folder: {str(folder)!r} is not empty; give another")
+            if not again:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if any(self._folder.iterdir()):
+                    raise _validate.InputError(f"folder: {str(folder)!r} is not empty; give another")
             for i, leaf in enumerate(leaves):
-                self._files.append(open(Path(folder) / f"memory_{i}.bin", "x+b", buffering=0))  # noqa: SIM115
-                self._files[-1].truncate(num_clients * leaf.nbytes)
+                path = self._folder / f"memory_{i}.bin"
+                self._files.append(open(path, "r+b" if again else "x+b", buffering=0))  # noqa: SIM115
+                if not again:
+                    self._files[-1].truncate(num_clients * leaf.nbytes)
         except OSError as error:
             raise _validate.InputError(f"folder: {str(folder)!r} ({error.strerror}); give another") from None
 
-    def _reopen(self, after: int) -> None:
-        try:
-            for i, _ in enumerate(jax.tree.leaves(self.initial)):
-                self._files.append(open(self._folder / f"memory_{i}.bin", "r+b", buffering=0))  # noqa: SIM115
-        except OSError as error:
-            raise _validate.InputError(f"{error.filename}: {error.strerror}; start the run anew") from None
-        if (path := self._journal_path(after)).is_file():
-            self._undo(path)
-        self.journal(after)
-
-    def _journal_path(self, mark: int) -> Path:
-        return self._folder / f"undo_{mark}.bin"
-
-    def journal(self, mark: int) -> None:
+    def journal(self, mark: int, *, oldest: int | None = None) -> None:
         """From now on rows are noted before they are overwritten for the first time, so that a process which is killed
-        can be taken up `after=mark`; earlier notes are dropped. What is killed is the process: nothing is synced."""
+        can go `back` to this mark, or to one of those before it.
+
+        Marks later than this one are forgotten, and those before `oldest`, by default all before this one. What is
+        killed is the process: nothing is synced, and what a power cut takes shows in the checksums.
+        """
         if self._journal is not None:
             self._journal.close()
             self._files.remove(self._journal)
+            self._journal = None
+        for later in self._marks()[::-1]:  # the newest first: what is left is always the whole of what it was
+            if later > mark:
+                self._notes(later).unlink()
         partial = self._folder / "undo.partial"
-        self._journal = open(partial, "wb", buffering=0)  # noqa: SIM115
-        os.replace(partial, self._journal_path(mark))
+        with _validate.about_file(partial):
+            self._journal = open(partial, "wb", buffering=0)  # noqa: SIM115
+        os.replace(partial, self._notes(mark))
         self._files.append(self._journal)
         self._journaled[:] = False
-        for path in self._folder.glob("undo_*.bin"):
-            if path != self._journal_path(mark):
-                path.unlink()
+        for earlier in self._marks():
+            if earlier < (mark if oldest is None else oldest):
+                self._notes(earlier).unlink()
+
+    def back(self, mark: int, seen: np.ndarray, sums: np.ndarray) -> bool:
+        """Puts back the rows as they were at a mark, with `seen` and `sums` of that time, and looks whether they are.
+        Where they are not, a mark further back may do; `journal` makes this the state to go on from."""
+        self.seen, self.sums = np.array(seen), np.array(sums)
+        for later in self._marks()[::-1]:
+            if later >= mark:
+                self._undo(self._notes(later))
+        known = np.flatnonzero(self.seen)
+        at_once = max(1, int(CHECKED_BYTES // max(self.row_bytes, 1)))
+        for first in range(0, len(known), at_once):
+            ids = known[first : first + at_once]
+            if not np.array_equal(_sums(jax.tree.leaves(self.rows(ids)), len(ids)), self.sums[ids]):
+                return False
+        return True
+
+    def _notes(self, mark: int) -> Path:
+        return self._folder / f"undo_{mark}.bin"
+
+    def _marks(self) -> list[int]:
+        names = [path.stem.removeprefix("undo_") for path in self._folder.glob("undo_*.bin")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _note(self, ids: np.ndarray) -> None:
         """Writes down the rows of those among `ids` that will be overwritten for the first time since the mark."""
@@ -93,9 +115,15 @@ class HostMemory:
         if self._journal is None or len(fresh) == 0:
             return
         leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(self.rows(fresh))]
-        for slot, client in enumerate(fresh):
-            record = np.int64(client).tobytes() + b"".join(leaf[slot].tobytes() for leaf in leaves)
-            self._journal.write(record)
+        whole = self._journal.tell()
+        try:
+            for slot, client in enumerate(fresh):
+                record = np.int64(client).tobytes() + b"".join(leaf[slot].tobytes() for leaf in leaves)
+                _write(self._journal, memoryview(record))
+        except OSError:
+            self._journal.truncate(whole)
+            self._journal.seek(whole)
+            raise
         self._journaled[fresh] = True
 
     def _undo(self, path: Path) -> None:
@@ -105,9 +133,11 @@ class HostMemory:
         with open(path, "rb") as notes:
             while len(record := notes.read(length)) == length:
                 client, place = int(np.frombuffer(record[:8], np.int64)[0]), 8
+                if not 0 <= client < self.num_clients:
+                    return  # damaged, which the checksums will show
                 for file, leaf in zip(self._files[: len(first)], first, strict=True):
                     file.seek(client * leaf.nbytes)
-                    file.write(record[place : place + leaf.nbytes])
+                    _write(file, memoryview(record)[place : place + leaf.nbytes])
                     place += leaf.nbytes
 
     def close(self) -> None:
@@ -143,26 +173,44 @@ class HostMemory:
         """Writes the rows of the clients `ids`, as `rows` gave them; empty slots are passed over.
 
         Raises:
-          InputError: rows of another shape, or the disk is full.
+          InputError: rows of another shape.
+          OSError: they cannot be written, for the disk is full, say.
         """
         slots = np.flatnonzero(ids >= 0)
         leaves, first = jax.tree.leaves(rows), jax.tree.leaves(self.initial)
-        self._note(ids)
-        for file, leaf, one in zip(self._files[: len(first)], leaves, first, strict=True):
+        for leaf, one in zip(leaves, first, strict=True):
             if np.shape(leaf) != (len(ids), *one.shape[1:]):
                 shape = (len(ids), *one.shape[1:])
                 raise _validate.InputError(f"rows: {list(np.shape(leaf))}; give one row per id, {list(shape)}")
-            kept, width = np.ascontiguousarray(leaf, one.dtype), one.nbytes
-            for slot in slots[np.argsort(ids[slots])] if width else ():
-                source = memoryview(kept[slot : slot + 1].reshape(-1).view(np.uint8).data)
-                file.seek(int(ids[slot]) * width)
-                try:
-                    while len(source):
-                        source = source[file.write(source) :]
-                except OSError as error:
-                    name = getattr(file, "name", "memory")
-                    raise _validate.InputError(f"{name}: {error.strerror}; make room, or give another folder") from None
+        self._note(ids)
+        kept = [np.ascontiguousarray(leaf, one.dtype) for leaf, one in zip(leaves, first, strict=True)]
+        for file, leaf, one in zip(self._files[: len(first)], kept, first, strict=True):
+            for slot in slots[np.argsort(ids[slots])] if one.nbytes else ():
+                file.seek(int(ids[slot]) * one.nbytes)
+                _write(file, _bytes(leaf, slot))
         self.seen[ids[slots]] = True
+        self.sums[ids[slots]] = _sums([leaf[slots] for leaf in kept], len(slots))
+
+
+def _bytes(leaf: np.ndarray, slot: int) -> memoryview:
+    """One row of a contiguous array."""
+    return memoryview(leaf[slot : slot + 1].reshape(-1).view(np.uint8).data)
+
+
+def _sums(leaves: list[np.ndarray], rows: int) -> np.ndarray:
+    """A checksum of each row, uint32[rows], over all arrays."""
+    kept, sums = [np.ascontiguousarray(leaf) for leaf in leaves if leaf.size], np.zeros(rows, np.uint32)
+    for slot in range(rows):
+        for leaf in kept:
+            sums[slot] = zlib.crc32(_bytes(leaf, slot), int(sums[slot]))
+    return sums
+
+
+def _write(file: BinaryIO, source: memoryview) -> None:
+    """All of it: what is not buffered may be written in part."""
+    with _validate.about_file(getattr(file, "name", "client memory")):
+        while len(source):
+            source = source[file.write(source) :]
 
 
 def _close(files: list[BinaryIO]) -> None:

@@ -20,7 +20,7 @@ from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment, continuous
 from fedjax_sim.experiment.config import Config, Training
 from fedjax_sim.experiment.drive import keeps_on_disk
-from fedjax_sim.experiment.folder import whole_lines
+from fedjax_sim.experiment.folder import append_lines, whole_lines
 from fedjax_sim.experiment.history import History, rows_of
 from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.origin import marked
@@ -279,8 +279,8 @@ class Laboratory:
     def _keep(self, results: list[tuple[World, int, Course]]) -> None:
         lines = {self._line(world.key(), seed): course for world, seed, course in results}
         self.keep()
-        with open(self.folder / FILE, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"run": line, **course._asdict()}) + "\n" for line, course in lines.items())
+        texts = (json.dumps({"run": line, **course._asdict()}) for line, course in lines.items())
+        append_lines(self.folder / FILE, texts)
         self.known |= lines
         self.done += len(results)
         self.trained += len(results)

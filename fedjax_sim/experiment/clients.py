@@ -15,6 +15,7 @@ from fedjax_sim.core.types import Cohort, RoundState
 from fedjax_sim.data import FederatedData, gather
 from fedjax_sim.data.convert import narrowed
 from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.folder import write_whole
 
 AT_ONCE = 100  # clients in one call
 GROUPS = 50  # values of an attribute up to which they are groups
@@ -88,7 +89,7 @@ def evaluate_clients(
             for kind, metrics in (("global", scores.before), ("personal", scores.after)):
                 row |= {f"{kind}_{name}": _number(values[slot]) for name, values in metrics.items()}
             rows.append(row)
-    file.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    write_whole(file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     of_global, of_personal = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("global", "personal"))
     return ClientSummary(
         len(rows),

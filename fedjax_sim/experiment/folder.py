@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import fedjax_sim
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, about_file
 from fedjax_sim.experiment.config import Config, Output, to_toml
 
 CONFIG, HISTORY, SUMMARY, CLIENTS = "config.toml", "history.jsonl", "summary.json", "clients.jsonl"
-LOCK = ".lock"
+LOCK, RECORD, PARTIAL = ".lock", "run.json", ".partial"
 
 
 def make_folder(config: Config) -> Path:
@@ -58,13 +58,15 @@ def unless_nothing_comes_of_it(folder: Path) -> Iterator[None]:
 
 
 def refuse_used(output: Output) -> None:
-    """The folder that is asked for by name is free.
+    """The folder that is asked for by name is free: nothing is in it but what a process has left that was killed before
+    it had written down what to do.
 
     Raises:
       InputError: it is not.
     """
     folder = Path(output.folder) / output.name
-    if output.name and folder.is_dir() and any(folder.iterdir()):
+    left = (LOCK, RECORD)
+    if output.name and folder.is_dir() and any(p.name not in left and p.suffix != PARTIAL for p in folder.iterdir()):
         raise InputError(f"output.name: {str(folder)!r} is not empty; give another output.name, or remove it")
 
 
@@ -111,12 +113,12 @@ def studied(folder: Path, config: Config) -> Iterator[Callable[[], None]]:
 
     def keep() -> None:
         if not path.exists():
-            write_text(path, text)
+            write_whole(path, text)
 
     try:
         with locked(folder):
             before = set(folder.iterdir())
-            if path.exists() and path.read_text(encoding="utf-8") != text:
+            if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
                 raise InputError(
                     f"{path}: the trials there had another configuration; give another folder, or that one's"
                 )
@@ -145,7 +147,7 @@ def whole_lines(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
+        write_whole(path, "".join(whole))
     return whole
 
 
@@ -178,11 +180,59 @@ def read_header(text: str) -> dict[str, str]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` so that the file is there whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` likewise."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Writes a file so that it is there whole or not at all, after a power cut, too; returns `path`.
+
+    Raises:
+      OSError: with the file's name; what was there before still is.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with about_file(path), open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # what there is of it takes up room
+        raise
+    return path
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def synced(path: Path) -> None:
+    """What was written into a file is on the disk when this returns."""
+    with about_file(path), open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Adds lines to a file, each whole or not at all; they have left this process when the call returns.
+
+    Raises:
+      OSError: with the file's name; the lines before stand.
+    """
+    with open(path, "ab", buffering=0) as file:
+        for line in lines:
+            append_line(file, line)
+
+
+def append_line(file: Any, line: str) -> None:
+    """`append_lines` for a file that is open for writing without a buffer, which would write a broken line again."""
+    whole, rest = file.seek(0, os.SEEK_END), memoryview(f"{line}\n".encode())
+    try:
+        with about_file(file.name):
+            while len(rest):
+                rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(whole)
+        raise

@@ -16,17 +16,17 @@ local steps are adapted. A number that is not finite becomes None. What single c
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, about_file, os_reason, shown
 from fedjax_sim.core.types import RoundMetrics
+from fedjax_sim.experiment.folder import append_line
 from fedjax_sim.network import ServerStep
 
 Row = dict[str, Any]
@@ -173,22 +173,21 @@ def _listed(values: Any) -> list[Any]:
     return values.tolist() if values.dtype.kind in "iu" else [_finite(v) for v in values]
 
 
-def append(file: TextIO, rows: Iterable[Row]) -> None:
-    """Writes a line per row; each has left this process when the call returns, and none is left in part.
+def append(file: Any, rows: Iterable[Row]) -> None:
+    """Writes a line per row into an unbuffered file; each has left this process when the call returns, and none is left
+    in part.
 
     Raises:
       InputError: the disk is full, say; the rows before stand.
     """
-    place = file.fileno()  # past Python's buffers, which would write a broken line once more on closing
     for row in rows:
-        whole, line = os.lseek(place, 0, os.SEEK_CUR), f"{json.dumps(row, allow_nan=False)}\n".encode()
+        line = json.dumps(row, allow_nan=False)
         try:
-            while line:
-                line = line[os.write(place, line) :]
+            append_line(file, line)
         except OSError as error:
-            os.ftruncate(place, whole)
-            reason = f"round {row['round']} cannot be written ({error.strerror})"
-            raise InputError(f"{file.name}: {reason}; make room, the rounds before are there") from None
+            reason = os_reason(OSError(error.errno, error.strerror))
+            text = f"round {row['round']} cannot be written: {reason}; the rounds before are there"
+            raise InputError(f"{file.name}: {text}") from None
 
 
 def rows_of(path: str | Path) -> Iterator[Row]:
@@ -196,7 +195,7 @@ def rows_of(path: str | Path) -> Iterator[Row]:
     out.
 
     Raises:
-      InputError: there is no such file, or a line that is no row.
+      InputError: there is no such file, or a line that is no row: an object whose `round` is the number of its line.
     """
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
@@ -208,7 +207,10 @@ def rows_of(path: str | Path) -> Iterator[Row]:
                 except (ValueError, RecursionError):
                     row = None
                 if not isinstance(row, dict) or "round" not in row:
-                    raise InputError(f"{path}: line {number} is no round's record; remove the line or run again")
+                    raise InputError(f"{path}: line {number} is no round's record; the file is damaged, run again")
+                if type(row["round"]) is not int or row["round"] != number:
+                    wrong = f"line {number} is of round {shown(row['round'])}, and not {number}"
+                    raise InputError(f"{path}: {wrong}; the file is damaged, run again")
                 yield row
     except UnicodeDecodeError:
         raise InputError(f"{path}: it is not text; give a run's history.jsonl") from None
@@ -242,27 +244,12 @@ class Rows:
         return islice(rows_of(self.path), self.rounds) if self.rounds else iter(())
 
 
-def cut_history(path: Path, rounds: int) -> History:
-    """The first `rounds` rounds; what comes after them, a torn last line too, is cut off the file.
-
-    Raises:
-      InputError: it has fewer.
-    """
-    if rounds == 0:
-        path.write_bytes(b"")
-        return History()
-    history = History()
-    for number, row in enumerate(Rows(path, rounds), start=1):
-        if row["round"] != number:
-            break
-        history.add([row])
-    if len(history) < rounds:
-        raise InputError(f"{path}: rows up to round {rounds} are not all there; mend it, or start another run")
-    with open(path, "r+b") as file:
+def cut_history(path: Path, rounds: int) -> None:
+    """Cuts off the file what comes after the first `rounds` rows, a torn last line, too."""
+    with about_file(path), open(path, "r+b") as file:
         for _ in range(rounds):
             file.readline()
         file.truncate(file.tell())
-    return history
 
 
 def speed(history: History) -> float | None:

@@ -19,12 +19,13 @@ from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_l
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment
-from fedjax_sim.experiment.checkpoint import Saved
+from fedjax_sim.experiment.checkpoint import Arrays, Saved
 from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
-from fedjax_sim.experiment.folder import HISTORY
+from fedjax_sim.experiment.folder import HISTORY, synced
 from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, row_of, with_clock, with_test
 from fedjax_sim.experiment.origin import Origin, identity
+from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.per_client import SMALL, entries
 from fedjax_sim.experiment.summary import Divergence
 from fedjax_sim.privacy import Ledger
@@ -74,6 +75,7 @@ class Loop:
         history: History,
         origin: Origin | None = None,
         past: Sequence[Past] = (),
+        found: Arrays | None = None,
     ):
         """Starts a run, or takes it up after the rounds of `history`, for which there is a checkpoint.
 
@@ -85,6 +87,7 @@ class Loop:
           history: the rounds done.
           origin: what they were made from.
           past: what those of them spent that were done under other privacy.
+          found: what the checkpoint after them holds.
 
         Raises:
           InputError: a checkpoint or a history that is not of the run that `origin` tells of.
@@ -115,12 +118,10 @@ class Loop:
         asked = config.execution.lanes
         lanes = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
         self.undecided = lanes is None and self.driver.turns is None and memory is None
-        if self.done:
+        if found is not None:
             like = self.saved(lanes)
-            saved = checkpoint.restore(folder, self.done, like)
+            saved = checkpoint.restore(found, like)
             self.state, self.best = saved.state, saved.best
-            if memory is not None:
-                memory.seen[:] = saved.seen
             lanes = int(saved.lanes) if saved.lanes >= 0 else None
             self.driver.most = int(saved.most_steps) if saved.most_steps >= 0 else None
             self._count_what_was_spent()
@@ -136,16 +137,17 @@ class Loop:
 
     def saved(self, lanes: int | None) -> Saved:
         """What a checkpoint holds."""
-        seen = np.zeros(0, bool) if self.memory is None else self.memory.seen
+        kept = self.memory
+        seen, sums = (np.zeros(0, bool), np.zeros(0, np.uint32)) if kept is None else (kept.seen, kept.sums)
         widths, most = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, self.driver.most))
         mark = "" if self.origin is None else self.origin.mark_of(self.done)
         marks = (np.frombuffer(each, np.uint8) for each in (bytes.fromhex(mark), self.written.digest()))
-        return Saved(self.state, self.best, widths, most, seen, *marks)
+        return Saved(self.state, self.best, widths, most, seen, sums, *marks)
 
     def _check_origin(self, like: Saved, saved: Saved) -> None:
         """The checkpoint and the history are of this run."""
-        place = self.folder / checkpoint.FOLDER / str(self.done)
         if not np.array_equal(like.mark, saved.mark):
+            place = self.folder / checkpoint.FOLDER
             raise InputError(f"{place}: it is of another run, or of other settings; put this run's own back")
         if not np.array_equal(like.history, saved.history):
             raise InputError(
@@ -165,9 +167,11 @@ class Loop:
         """Writes a checkpoint, unless there is one of this round."""
         if self.last_saved == self.done:
             return
+        for name in (HISTORY, TABLE) if self.each_client else (HISTORY,):
+            synced(self.folder / name)  # a checkpoint is of no use without the rows before it
         checkpoint.save(self.folder, self.done, self.saved(self.lanes))
         if self.memory is not None:
-            self.memory.journal(self.done)
+            self.memory.journal(self.done, oldest=min(checkpoint.rounds_saved(self.folder)))
         self.last_saved, self.saved_at = self.done, time.perf_counter()
 
     def steps(self, stop: Callable[[], bool]) -> Iterator[Step]:

@@ -19,11 +19,11 @@ from fedjax_sim.experiment.build import SEED_MARK, Changes, Experiment
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
 from fedjax_sim.experiment.federation import dealt
-from fedjax_sim.experiment.folder import CONFIG, write_json
+from fedjax_sim.experiment.folder import CONFIG, RECORD, write_json
 from fedjax_sim.experiment.history import Row
 from fedjax_sim.experiment.section import READ
 
-RECORD, FORMAT = "run.json", "fedjax_sim run"
+FORMAT = "fedjax_sim run"
 FREE = ("execution", "output")  # tables that results do not depend on
 DATA = ("data", "heterogeneity")  # tables that say what the data are
 OUTPUT = ("output.folder", "output.name")

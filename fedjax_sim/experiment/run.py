@@ -1,6 +1,5 @@
 """Runs an experiment into a folder of its own, and takes one up again where it was stopped or killed."""
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,16 +11,16 @@ import jax
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
-from fedjax_sim.core.host import HostMemory
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.clients import evaluate_clients
-from fedjax_sim.experiment.config import Config, to_toml
-from fedjax_sim.experiment.drive import keeps_on_disk
+from fedjax_sim.experiment.config import Config, load_config, to_toml
 from fedjax_sim.experiment.folder import (
     CLIENTS,
     CONFIG,
     HISTORY,
+    LOCK,
+    PARTIAL,
     SUMMARY,
     environment,
     header,
@@ -29,22 +28,25 @@ from fedjax_sim.experiment.folder import (
     make_folder,
     read_header,
     refuse_used,
+    remove,
     unless_nothing_comes_of_it,
     write_json,
-    write_text,
+    write_whole,
 )
-from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, cut_history, rows_of
+from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, rows_of
 from fedjax_sim.experiment.loop import Loop, keeps_clients
 from fedjax_sim.experiment.origin import Origin, Seen, asked, changed, read_origin
 from fedjax_sim.experiment.per_client import FILE, Table
+from fedjax_sim.experiment.recover import MEMORY, Point, latest, settle
 from fedjax_sim.experiment.rehearsal import rehearse
 from fedjax_sim.experiment.spent import promise, spent
-from fedjax_sim.experiment.summary import Summary, summarize
+from fedjax_sim.experiment.summary import Summary, read_summary, summarize
 from fedjax_sim.experiment.tracking import Tracker, several, trackers
 from fedjax_sim.models import save_leaves
 from fedjax_sim.privacy.composition import Past
 
-MEMORY, MODEL, BEST_MODEL = "client_memory", "model", "best_model"
+MODEL, BEST_MODEL, PICTURE = "model", "best_model", "curves.png"
+LEFTOVERS = (MEMORY, checkpoint.FOLDER)  # of a run that has ended
 
 
 class Reporter(NamedTuple):
@@ -96,7 +98,8 @@ def run(
         origin.write(folder)
         _write_config(folder, experiment.config, environment(devices, config))
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        return _train(folder, experiment, devices, History(), origin, audience)
+        point = settle(folder, experiment, Point(History()))
+        return _train(folder, experiment, devices, point, origin, audience)
 
 
 def resume(
@@ -109,9 +112,12 @@ def resume(
 ) -> Summary:
     """Goes on with a run that was interrupted or killed, from its last checkpoint, bit for bit as if it never was.
 
-    Rounds that were done after the checkpoint are done again, and their rows replaced. The run's settings, data and
-    other input files must be those that it was begun with, as `run.json` in its folder has them; [execution] and
-    [output] may differ.
+    Rounds that were done after the checkpoint are done again, and their rows replaced. A checkpoint that is damaged is
+    passed over with a warning, for the one before it; where there is none, training begins anew, and the rows are kept
+    beside. Of a run that was killed when all rounds were done, what is still missing is made up for.
+
+    The run's settings, data and other input files must be those that it was begun with, as `run.json` in its folder has
+    them; [execution] and [output] may differ.
 
     Args:
       folder: of the run.
@@ -126,48 +132,47 @@ def resume(
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: it holds no {CONFIG}; give the folder of a run")
+    killed = (folder / LOCK).exists()
     with locked(folder):
-        if (folder / SUMMARY).is_file() and (status := _status(folder)) != "interrupted":
-            raise InputError(f"{folder}: that run has ended ({status}); nothing is left to do")
+        if (ended := _ended(folder)) is not None:
+            return _make_up(folder, ended, killed, Audience(draw=draw))
         origin = read_origin(folder)
         config = asked(folder, origin, overrides)
         devices, tracker = _devices(config), trackers(config.output.track)
         _compare(folder, environment(devices, config))
         experiment = build(config, (seen := Seen()).changes)
-        done = max(checkpoint.rounds_saved(folder), default=0)
+        point = latest(folder, experiment)
+        done = len(point.history)
         change = changed(folder, origin, done, seen.ingredients(experiment), overrides)
         origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
         written = sum(1 for _ in rows_of(folder / HISTORY)) if change else done
         earlier = spent(origin, experiment, done, written)
-        history = cut_history(folder / HISTORY, done)
+        point = settle(folder, experiment, point)
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        return _train(folder, experiment, devices, history, origin, audience, earlier, change is not None)
+        return _train(folder, experiment, devices, point, origin, audience, earlier, change is not None)
 
 
 def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
-    write_text(folder / CONFIG, header(about) + to_toml(config))
+    write_whole(folder / CONFIG, header(about) + to_toml(config))
 
 
 def _train(
-    folder: Path, experiment: Experiment, devices: list[Any], history: History, origin: Origin, audience: Audience,
+    folder: Path, experiment: Experiment, devices: list[Any], point: Point, origin: Origin, audience: Audience,
     earlier: Sequence[Past] = (), changed: bool = False,
 ) -> Summary:  # fmt: skip
-    """The rounds after those of `history`, and what is left in the folder at the end. `changed`: the last change of
+    """The rounds after a point, and what is left in the folder at the end. `changed`: the last change of
     `origin` is to be written, once the checkpoint is known to go with it."""
+    history, found, memory, _ = point
     config, begun, done = experiment.config, time.perf_counter(), len(history)
     before = history.last["elapsed_seconds"] if history.last else 0.0
     status, divergence, own_tests = "finished", None, None
-    memory = _client_memory(experiment, folder, done)
     with ExitStack() as opened:
-        file = opened.enter_context(open(folder / HISTORY, "r+" if done else "w", encoding="utf-8"))
-        file.seek(0, 2)
+        file = opened.enter_context(open(folder / HISTORY, "ab", buffering=0))
         table = opened.enter_context(closing(Table(folder / FILE, done))) if keeps_clients(experiment) else None
         try:
             audience.reporter.built(experiment, folder)
-            loop, past = (
-                Loop(experiment, devices, memory, folder, history, origin, earlier),
-                Rows(folder / HISTORY, done),
-            )
+            loop = Loop(experiment, devices, memory, folder, history, origin, earlier, found)
+            past = Rows(folder / HISTORY, done)
             if changed:  # in this order: a kill in between leaves a change that has to be asked for again
                 _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))
                 origin.write(folder)
@@ -208,14 +213,53 @@ def _train(
         environment=environment(devices, config),
         changes=[change.sentence() for change in origin.changes],
     )
-    if status != "interrupted":
-        for leftover in (checkpoint.FOLDER, MEMORY):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
     write_json(folder / SUMMARY, summary.plain())
+    return _leave(folder, history, summary, audience)
+
+
+def _leave(folder: Path, history: History, summary: Summary, audience: Audience) -> Summary:
+    """What comes after the summary, which says that a run has ended: whoever is killed in here is owed the rest."""
     if audience.draw is not None and history:
-        audience.draw(history, folder / "curves.png")
+        audience.draw(history, folder / PICTURE)
     audience.tracker.ended(summary.plain())
+    if summary.status != "interrupted":
+        for leftover in LEFTOVERS:
+            remove(folder / leftover)
     return summary
+
+
+def _make_up(folder: Path, summary: Summary, killed: bool, audience: Audience) -> Summary:
+    """What a run is owed that has nothing left to train.
+
+    Raises:
+      InputError: nothing.
+    """
+    unfinished = killed or any((folder / name).exists() for name in LEFTOVERS)
+    if not unfinished and (audience.draw is None or (folder / PICTURE).exists()):
+        raise InputError(f"{folder}: that run has ended ({summary.status}); nothing is left to do")
+    config, history = load_config(folder / CONFIG), History(rows_of(folder / HISTORY))
+    if unfinished:  # its trackers may not have heard of the end
+        audience = audience._replace(tracker=trackers(config.output.track))
+        audience.tracker.began(config.model_dump(), folder, Rows(folder / HISTORY, len(history)))
+    return _leave(folder, history, summary, audience)
+
+
+def _ended(folder: Path) -> Summary | None:
+    """The summary of a run that has nothing left to train.
+
+    Raises:
+      InputError: it is damaged, and nothing else says whether the run has ended.
+    """
+    if not (folder / SUMMARY).is_file():
+        return None
+    try:
+        found = read_summary(folder / SUMMARY)
+    except InputError as error:
+        if not checkpoint.rounds_saved(folder):
+            raise
+        warnings.warn(f"{error}; going on from the last checkpoint", stacklevel=3)
+        return None
+    return None if found.status == "interrupted" else found
 
 
 def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
@@ -223,18 +267,11 @@ def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
     models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if loop.accuracies else None}
     for name, params in models.items():
         if params is not None:
-            shutil.rmtree(folder / name, ignore_errors=True)
-            save_leaves(folder / name, experiment.model.whole(params))
-
-
-def _client_memory(experiment: Experiment, folder: Path, done: int) -> HostMemory | None:
-    """What the clients remember, on disk where there is much of it, as it was after so many rounds."""
-    if not keeps_on_disk(experiment):
-        return None
-    if not done:
-        shutil.rmtree(folder / MEMORY, ignore_errors=True)
-    given = (experiment.algorithm, experiment.model.params, experiment.data.num_clients, folder / MEMORY)
-    return HostMemory(*given, after=done if done else None)
+            partial = folder / f"{name}{PARTIAL}"
+            remove(partial)
+            save_leaves(partial, experiment.model.whole(params))
+            remove(folder / name)
+            partial.rename(folder / name)
 
 
 def _devices(config: Config) -> list[Any]:
@@ -245,19 +282,11 @@ def _devices(config: Config) -> list[Any]:
     return available[: min(count, config.training.clients_per_round or count)]
 
 
-def _status(folder: Path) -> str:
-    import json
-
-    try:
-        return str(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / SUMMARY}: it is no summary ({error}); remove it to resume the run") from None
-
-
 def _compare(folder: Path, now: dict[str, Any]) -> None:
     """Warns where a resumed run may not be bit-equal to an uninterrupted one."""
     then = read_header((folder / CONFIG).read_text(encoding="utf-8"))
-    changed = [f"{name} {then[name]} -> {value}" for name, value in now.items() if then.get(name, "") != str(value)]
+    before = {name: then.get(name, "unknown") for name in now}
+    changed = [f"{name} {before[name]} -> {value}" for name, value in now.items() if before[name] != str(value)]
     changed = [text for text in changed if not text.startswith("system")]
     if changed:
         text = f"{folder}: begun elsewhere ({', '.join(changed)}); results may differ in their last digits"

@@ -1,11 +1,14 @@
 """What a run reached, from its rows."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.clients import ClientSummary
 from fedjax_sim.experiment.history import History, speed
 
@@ -55,6 +58,22 @@ class Summary(NamedTuple):
         """The summary as it is written."""
         nested = ("divergence", "own_tests", "slowest")
         return self._asdict() | {name: value and value._asdict() for name in nested for value in [getattr(self, name)]}
+
+
+def read_summary(path: Path) -> Summary:
+    """What `Summary.plain` wrote.
+
+    Raises:
+      InputError: it is damaged, or of another version.
+    """
+    try:
+        return TypeAdapter(Summary).validate_python(json.loads(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, OSError) else "it is no JSON"
+    raise InputError(f"{path}: it is no summary of a run ({reason}); `fedjax-sim run {path.parent}` repeats the run")
 
 
 def summarize(

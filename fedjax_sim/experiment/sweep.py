@@ -13,7 +13,7 @@ from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import Config
-from fedjax_sim.experiment.folder import studied, whole_lines
+from fedjax_sim.experiment.folder import append_lines, studied, whole_lines
 from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.space import refuse_many
 from fedjax_sim.experiment.swept import tried_out
@@ -107,9 +107,8 @@ def sweep(
                 places = group.places[first : first + most]
                 results = {names[place]: _result(missing[place], progress, i) for i, place in enumerate(places)}
                 keep()
-                with open(folder / RESULTS, "a", encoding="utf-8") as file:
-                    file.writelines(json.dumps({"run": key, **result._asdict()}) + "\n"
-                                    for key, result in results.items())  # fmt: skip
+                lines = (json.dumps({"run": key, **result._asdict()}) for key, result in results.items())
+                append_lines(folder / RESULTS, lines)
                 found |= results
                 done += len(results)
     results = [found[key] for key in keys]

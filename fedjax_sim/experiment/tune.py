@@ -17,7 +17,7 @@ from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config, to_toml
-from fedjax_sim.experiment.folder import studied
+from fedjax_sim.experiment.folder import studied, write_whole
 from fedjax_sim.experiment.origin import Marks, marked
 from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
 from fedjax_sim.experiment.swept import tried_out
@@ -165,7 +165,7 @@ def tune(
         if _best(study) == -math.inf:
             raise InputError(f"{folder}: no trial came to an end within its budget; raise the budget")
         best = {path: _native(study.best_params[path]) for path in space}
-        (folder / BEST).write_text(to_toml(with_settings(config, best)), encoding="utf-8")
+        write_whole(folder / BEST, to_toml(with_settings(config, best)))
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         return Tuned(best, study.best_value, states.count(ended[0]), states.count(ended[1]), folder / BEST)
 

@@ -7,7 +7,8 @@ noised or compressed. Paths read "layer0/kernel"; patterns are regular expressio
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,10 @@ def save_leaves(path: str | Path, params: PyTree) -> None:
     if any(path.iterdir()):
         raise InputError(f"{path}: it is not empty; give another folder")
     for name, leaf in leaves.items():
-        np.save(path / f"{name.replace('/', '.')}.npy", leaf, allow_pickle=False)
+        file = path / f"{name.replace('/', '.')}.npy"
+        with _validate.about_file(file), open(file, "wb") as out:
+            # handed a file itself, NumPy says of a full disk only how much was not written
+            np.lib.format.write_array(cast(Any, SimpleNamespace(write=out.write)), leaf, allow_pickle=False)
 
 
 def load_leaves(path: str | Path) -> Leaves:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from fedjax_sim.experiment.history import Row
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, save
 
 
 def costs(histories: Mapping[tuple[str, bool], Sequence[Row]], path: str | Path, *, title: str = "") -> Path:
@@ -48,7 +48,7 @@ def costs(histories: Mapping[tuple[str, bool], Sequence[Row]], path: str | Path,
     by_time.set_ylim(max(0.0, lowest - 0.05), None)
     by_time.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     by_time.legend(fontsize=8, frameon=False, loc="lower right")
-    figure.savefig(path, format="png")
+    save(figure, path)
     return Path(path)
 
 

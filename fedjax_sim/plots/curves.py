@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.experiment.history import History, Row
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, thin
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, save, thin
 
 
 def curves(history: History | Sequence[Row], path: str | Path, *, title: str = "") -> Path:
@@ -64,7 +64,7 @@ def curves(history: History | Sequence[Row], path: str | Path, *, title: str = "
         axis.tick_params(labelbottom=True)
         axis.set_xlabel("round")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, format="png")
+    save(figure, path)
     return Path(path)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.plots.style import new_figure
+from fedjax_sim.plots.style import new_figure, save
 
 
 def matrix(values: Any, rows: Sequence[str], columns: Sequence[str], path: str | Path, *, title: str = "") -> Path:
@@ -41,5 +41,5 @@ def matrix(values: Any, rows: Sequence[str], columns: Sequence[str], path: str |
     bar = figure.colorbar(shown, ax=axis, fraction=0.025, pad=0.02, format=lambda value, _: f"{value:.0%}")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
-    figure.savefig(path, format="png")
+    save(figure, path)
     return Path(path)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data import FederatedData, Heterogeneity
-from fedjax_sim.plots.style import BLUE, GREY, new_figure, panel
+from fedjax_sim.plots.style import BLUE, GREY, new_figure, panel, save
 
 BARS = 60  # clients up to which each has a bar of its own
 NAMED = 24  # clients up to which names are written
@@ -42,7 +42,7 @@ def portrait(data: FederatedData, about: Heterogeneity, path: str | Path, *, tit
     _sizes(parts[1].subplots(), data, shown[order])
     if below and inputs is not None:
         (_images if inputs.ndim == 4 else _features)(parts[2], data, shown)
-    figure.savefig(path, format="png")
+    save(figure, path)
     return Path(path)
 
 

@@ -5,9 +5,12 @@ import re
 import warnings
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fedjax_sim.experiment.folder import write_whole
 
 POINTS = 2000  # of a curve at most
 BLUE, ORANGE, GREEN, GREY = "#0b6fa4", "#d95f02", "#1b8a5a", "#5f6368"
@@ -23,6 +26,13 @@ def new_figure(width: float, height: float, title: str = "") -> Any:
     if title:
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     return figure
+
+
+def save(figure: Any, path: str | Path) -> Path:
+    """Writes the figure as a PNG that is there whole or not at all, and returns its path."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return write_whole(Path(path), buffer.getvalue())
 
 
 def panel(axis: Any, title: str, label: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, save
 
 
 def tradeoff(
@@ -41,5 +41,5 @@ def tradeoff(
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.legend(fontsize=9, frameon=False, loc="upper left")
-    figure.savefig(path, format="png")
+    save(figure, path)
     return Path(path)

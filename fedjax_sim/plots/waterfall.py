@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.plots.style import BLUE, GREY, ORANGE, new_figure
+from fedjax_sim.plots.style import BLUE, GREY, ORANGE, new_figure, save
 
 LINE = 30  # letters of a name in a line
 
@@ -66,5 +66,5 @@ def waterfall(falls: Sequence[Fall], *, marks: Mapping[str, float], title: str =
 
 def draw_waterfall(falls: Sequence[Fall], path: str | Path, *, marks: Mapping[str, float], title: str = "") -> Path:
     """The same as a PNG; returns `path`."""
-    waterfall(falls, marks=marks, title=title).savefig(path, format="png")
+    save(waterfall(falls, marks=marks, title=title), path)
     return Path(path)

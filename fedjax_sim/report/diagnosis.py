@@ -7,7 +7,7 @@ from typing import Any
 from fedjax_sim.diagnose import Diagnosis, Estimate, Suspect, Tried
 from fedjax_sim.diagnose.found import HEALTHY
 from fedjax_sim.diagnose.words import span
-from fedjax_sim.experiment.folder import write_json
+from fedjax_sim.experiment.folder import write_json, write_whole
 from fedjax_sim.plots import Fall, draw_waterfall, waterfall
 from fedjax_sim.plots.style import svg
 from fedjax_sim.report.figures import Figure, lines
@@ -103,7 +103,7 @@ def write_diagnosis(found: Diagnosis, folder: str | Path, *, title: str = "") ->
     write_page(folder / "diagnosis.html", diagnosis_page(found))
     draw_waterfall(falls(found), folder / "diagnosis.png", marks=marks(found), title=title or found.title)
     if found.config:
-        (folder / "remedy.toml").write_text(found.config, encoding="utf-8")
+        write_whole(folder / "remedy.toml", found.config)
 
 
 def print_diagnosis(console: Any, found: Diagnosis, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A report as one page of HTML that needs nothing but itself."""
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.folder import write_whole
 from fedjax_sim.report import charts, figures, tables
 from fedjax_sim.report.compare import Group, difference
 from fedjax_sim.report.facts import Facts, ending, verdict
@@ -119,10 +119,7 @@ def comparison_verdict(groups: Sequence[Group]) -> list[str]:
 
 def write_page(path: Path, text: str) -> Path:
     """Writes a page so that it is there whole or not at all, and returns its path."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_whole(path, text)
 
 
 def writable(path: Path) -> Path:
