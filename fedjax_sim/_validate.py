@@ -67,7 +67,7 @@ def whole(name: str, value: Any, *, least: int = 1) -> int:
 
 
 def number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> Any:
-    """`value`, a finite number over `above` or of at least `least`; a traced one passes unseen."""
+    """`value`, a finite number over `above` or of at least `least`, in float32, too; a traced one passes unseen."""
     if isinstance(value, Tracer):
         return value
     asked = f"over {above}" if above is not None else f"of at least {least}" if least is not None else ""
@@ -80,6 +80,19 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
         given = np.inf
     if not np.isfinite(given) or (above is not None and given <= above) or (least is not None and given < least):
         raise InputError(f"{name}: {shown(value)} is out of range; give a finite number {asked}".rstrip())
+    return single(name, value)
+
+
+def single(name: str, value: Any, *, below_one: bool = False) -> Any:
+    """`value`, a finite number, unless float32, in which devices compute, takes it for 0 or infinity though it is
+    neither, or for 1 where it has to be below."""
+    given, kinds = abs(float(value)), np.finfo(np.float32)
+    if 0 < given < float(kinds.tiny):  # the smallest that no device flushes to 0
+        raise InputError(f"{name}: {shown(value)} is 0 in float32; give 0 where that may be, or at least 1.2e-38")
+    if given > float(kinds.max):
+        raise InputError(f"{name}: {shown(value)} is infinite in float32; give at most 3.4e+38")
+    if below_one and given < 1 <= float(np.float32(given)):
+        raise InputError(f"{name}: {shown(value)} is 1 in float32; give at most 0.9999999")
     return value
 
 
@@ -88,7 +101,7 @@ def decay(name: str, value: Any) -> Any:
     number(name, value, least=0)
     if not isinstance(value, Tracer) and value >= 1:
         raise InputError(f"{name}: {shown(value)} is out of range; give a number from 0 to below 1")
-    return value
+    return value if isinstance(value, Tracer) else single(name, value, below_one=True)
 
 
 def local_work(batch_size: Any, local_epochs: Any, local_steps: Any) -> None:

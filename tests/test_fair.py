@@ -12,6 +12,8 @@ from test_reference import COHORTS, KEY, start_weights
 from test_server_optimizers import descend, fedavg_params, last, shares, train, weights_of
 
 import fedjax_sim as fs
+from fedjax_sim.experiment.build import assemble, build
+from fedjax_sim.experiment.config import parse_config
 
 N, FEDERATION = len(SIZES), make_federation()
 
@@ -208,7 +210,7 @@ def stack_of(models):
 
 @pytest.mark.parametrize(("clusters", "lanes"), [(2, 1), (3, 3)])
 def test_ifca_equals_the_papers_pseudo_code(clusters, lanes):
-    options = {"clusters": clusters, "spread": 1.0, "server_tx": optax.sgd(0.7, momentum=0.5)}
+    options = {"clusters": clusters, "spread": 1.0, "seed": 1, "server_tx": optax.sgd(0.7, momentum=0.5)}
     algorithm = make_algorithm("ifca", **options)
     start = stack_of(fs.init(algorithm, FEDERATION.params, N).server.models)
     np.testing.assert_allclose(start[0], start_weights(FEDERATION))
@@ -218,6 +220,23 @@ def test_ifca_equals_the_papers_pseudo_code(clusters, lanes):
     assert clusters == 2 or len(choices) > 1  # a cluster was left empty in one round and not in another
     np.testing.assert_allclose(stack_of(last(states.server.models)), expected, atol=1e-5)
     np.testing.assert_allclose(weights_of(last(states.params)), expected.mean(0), atol=1e-5)
+
+
+def test_ifca_starts_apart_by_the_seed_of_the_run():
+    def start(seed):
+        tree = {"algorithm": {"name": "ifca"}, "training": {"seed": seed, "rounds": 1}, "model": {"name": "logistic"}}
+        config = parse_config(tree)
+        made = build(config)
+        state = fs.init(made.algorithm, made.model.params, made.data.num_clients)
+        traced = jax.jit(lambda seed: fs.init(assemble(made.config, made.model, made.data.num_clients, {}, seed),
+                                              made.model.params, made.data.num_clients))(jnp.uint32(seed))  # fmt: skip
+        assert_close(state.server.models, traced.server.models)  # as sweeps over seeds have it
+        return stack_of(state.server.models["layer0"])
+
+    first, second = start(0), start(1)
+    np.testing.assert_array_equal(first[0], second[0])  # logistic regression starts at 0
+    assert np.abs(first[1] - second[1]).max() > 0.1
+    np.testing.assert_array_equal(first[1], start(0)[1])
 
 
 def test_ifca_with_one_cluster_is_fedavg():
@@ -245,7 +264,7 @@ def swapped():
 
 def test_ifca_finds_two_groups_with_swapped_labels_and_beats_fedavg():
     federation, everybody = swapped(), np.broadcast_to(np.arange(8, dtype=np.int32), (15, 8))
-    options = {"ifca": {"spread": 1.0, "seed": 1}, "fedavg": {}}
+    options = {"ifca": {"spread": 1.0, "seed": 3}, "fedavg": {}}
     ends, algorithms = {}, {name: make_algorithm(name, **own) for name, own in options.items()}
     for name, algorithm in algorithms.items():
         ends[name] = last(train(federation, algorithm, everybody)[0])

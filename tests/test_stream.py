@@ -36,11 +36,24 @@ def test_a_gathered_cohort_has_the_clients_own_rows(data):
             gather(data, np.array([0, wrong]))
 
 
-def test_ids_on_the_host_are_checked(federation, data):
-    for ids, found in (([0, 6], "client 6 does not exist"), ([0.0], "dtype float64"), ([-2], "client -2")):
-        for take in (lambda i: fs.select(federation.population, i), lambda i: gather(data, np.array(i))):
+def test_ids_are_checked_wherever_they_are(federation, data):
+    for ids, found in (([0, 6], "client 6 does not exist"), ([0.0], "dtype float"), ([-2], "client -2")):
+        for make in (list, np.array, jnp.array):
             with pytest.raises(fs.InputError, match=rf"^ids: {found}"):
-                take(ids)
+                fs.select(federation.population, make(ids))
+        with pytest.raises(fs.InputError, match=rf"^ids: {found}"):
+            gather(data, np.array(ids))
+    with pytest.raises(fs.InputError, match=r"^ids: dtype float32"):
+        jax.jit(lambda ids: fs.select(federation.population, ids))(jnp.array([0.5]))
+
+
+def test_an_id_that_nobody_has_is_an_empty_slot_inside_jit(federation, data):
+    """Where no value can be looked at; for stored and for computed examples."""
+    computed = fs.Procedural(lambda key, id: ({"inputs": jnp.zeros((2, 5))}, jnp.int32(2)), 6, jax.random.key(0))
+    for population in (federation.population, computed):
+        cohort = jax.jit(lambda ids, p=population: fs.select(p, ids))(jnp.array([4, 6, -7, 2**31 - 1]))
+        np.testing.assert_array_equal(cohort.ids, [4, -1, -1, -1])
+        assert not np.asarray(cohort.sizes)[1:].any()
 
 
 def test_a_round_of_nobody_changes_nothing(federation, data):

@@ -13,6 +13,7 @@ from conftest import SIZES, loss_fn, make_algorithm
 import fedjax_sim as fs
 from fedjax_sim.core.simulate import sample_uniform
 from fedjax_sim.core.tune import tune_lanes
+from fedjax_sim.experiment.config import parse_config
 from fedjax_sim.messages import add_laplace, clip, top_k
 from fedjax_sim.models import Conv, build_model
 from fedjax_sim.privacy import bare_laplace, laplace
@@ -283,3 +284,35 @@ def test_examples_of_an_evaluation(examples):
 def test_a_metric_that_is_not_one_per_example():
     evaluate = fs.make_evaluation(lambda params, batch: {"loss": batch["x"].mean()})
     refuses(lambda: evaluate({}, {"x": jnp.ones((5, 2))}), "loss", "float32[]")
+
+
+# --- numbers that float32 makes others of -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"algorithm": {"learning_rate": 1e-50}}, ("algorithm.learning_rate: 1e-50", "0 in float32")),
+        ({"algorithm": {"server_learning_rate": 1e-40}}, ("algorithm.server_learning_rate: 1e-40", "0 in float32")),
+        ({"algorithm": {"learning_rate": 1e39}}, ("algorithm.learning_rate: 1e+39", "infinite in float32")),
+        ({"algorithm": {"momentum": 1 - 1e-12}}, ("algorithm.momentum: 0.999", "1 in float32")),
+        ({"algorithm": {"name": "fedadam", "beta2": 1 - 1e-12}}, ("algorithm.beta2: 0.999", "1 in float32")),
+        ({"algorithm": {"mu": 1e-300}}, ("algorithm.mu: 1e-300", "0 in float32")),
+        ({"privacy": {"clip_norm": 1e300}}, ("privacy.clip_norm: 1e+300", "infinite in float32")),
+        ({"attack": {"scale": 1e-60}}, ("attack.scale: 1e-60", "0 in float32")),
+    ],
+)
+def test_settings_that_float32_makes_others_of(settings, words):
+    refuses(lambda: parse_config(settings), *words)
+
+
+def test_numbers_that_float32_makes_others_of():
+    refuses(lambda: clip(1e-50), "clip_norm: 1e-50", "0 in float32")
+    refuses(lambda: clip(1e50), "clip_norm: 1e+50", "infinite in float32")
+    refuses(lambda: make_algorithm("fedprox", mu=1e-46), "mu: 1e-46", "0 in float32")
+    refuses(lambda: make_algorithm("fedavgm", server_momentum=1 - 1e-9), "server_momentum: 0.999999999", "1 in float32")
+    clip(np.finfo(np.float32).tiny)
+    clip(np.float32(3.4e38))
+    make_algorithm("fedavgm", server_momentum=0.9999999)
+    assert parse_config({"algorithm": {"learning_rate": 1e-30, "mu": 0.0}}).algorithm.learning_rate == 1e-30
+    assert parse_config({"heterogeneity": {"flip": 1 - 1e-12}}).heterogeneity.flip < 1  # which may be 1

@@ -11,6 +11,8 @@ from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, tra
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained
 
+OWN = 2**31 - 3  # no step's number
+
 
 def ditto(
     loss_fn: LossFn,
@@ -42,8 +44,9 @@ def ditto(
             )
 
         result = train(loss_fn, client_tx, received, data, key)
+        own_key = jax.random.fold_in(key, OWN)
         # its losses are not reported, hence not worth further passes
-        own = train(loss_fn, client_tx, own, data._replace(full_losses=False), key, correct=pull).model
+        own = train(loss_fn, client_tx, own, data._replace(full_losses=False), own_key, correct=pull).model
         return Message(jax.tree.map(jnp.subtract, received, result.model)), own, result.info
 
     return Algorithm(

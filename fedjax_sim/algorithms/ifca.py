@@ -5,11 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from fedjax_sim import _validate
 from fedjax_sim.core.aggregate import Aggregator, mean
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import Client, Info, LocalData, LossFn, Message, mean_loss, train
+from fedjax_sim.core.round import START, stage_key
 from fedjax_sim.core.server import Server, take
 from fedjax_sim.core.types import Array, PyTree, Scalar, trained, with_trained
 
@@ -46,14 +48,15 @@ def ifca(
     weighting: str = "examples",
     clusters: int = 2,
     spread: Scalar = 0.1,
-    seed: int = 0,
+    seed: int | Array = 0,
 ) -> Algorithm:
     """IFCA (Ghosh et al. 2020, algorithm 1, with model averaging): `clusters` models, each client joins the best one.
 
     The server sends all `K` models; a client picks the one with the least mean loss over its examples, trains it, and
     sends the update and which it was. Each cluster takes the mean of its own clients through `server_tx`; one that
     nobody chose stays. The first model starts as the given one, the others at `spread` times normal noise from it,
-    drawn from `seed`: clusters come apart only if they start apart, and it depends on the seed which. `spread` is ours.
+    drawn from `seed`, which in a run of a configuration is that of the run: clusters come apart only if they start
+    apart, and it depends on the seed which. `spread` is ours.
     The paper weighs clients alike; `weighting` is that of the means. After a round `state.params` is the plain mean of
     the models, for those who want a single one. With `clusters=1` it is FedAvg.
 
@@ -65,7 +68,8 @@ def ifca(
     """
     _validate.whole("clusters", clusters)
     _validate.number("spread", spread, least=0)
-    _validate.whole("seed", seed, least=0)
+    if not isinstance(seed, Tracer):
+        _validate.whole("seed", seed, least=0)
 
     def best(models: PyTree, data: LocalData, key: Array) -> tuple[Array, PyTree]:
         losses = jax.vmap(lambda model: mean_loss(loss_fn, model, data, key))(models)
@@ -79,7 +83,7 @@ def ifca(
 
     def start(params: PyTree, num_clients: int) -> Memory:
         same = jax.tree.map(lambda x: jnp.broadcast_to(x, (clusters, *x.shape)), params)
-        noise = optax.tree.random_like(jax.random.key(seed), trained(same))
+        noise = optax.tree.random_like(stage_key(jax.random.key(seed), 0, START), trained(same))
         apart = jax.tree.map(lambda x, n: x + jnp.asarray(spread, x.dtype) * n.at[0].set(0), trained(same), noise)
         return Memory(with_trained(same, apart), jax.vmap(server_tx.init)(apart))
 

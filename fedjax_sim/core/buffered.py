@@ -65,7 +65,7 @@ class BufferedState(NamedTuple):
 
     federation: RoundState
     broadcasts: PyTree  # the latest V, arrays [V, ...]
-    models: PyTree  # the latest V, where the server mixes models; else ()
+    models: PyTree  # the latest V as clients received them, where the server mixes models; else ()
     held: Held
 
 
@@ -166,7 +166,7 @@ def make_buffered_round(
         def latest(ring: PyTree, tree: PyTree) -> PyTree:
             return jax.tree.map(lambda r, x: r.at[number % r.shape[0]].set(x), ring, tree)
 
-        models = latest(state.models, federation.params) if mixing else ()
+        models = latest(state.models, algorithm.server.shown(federation.params, memory)) if mixing else ()
         state = state._replace(broadcasts=latest(state.broadcasts, broadcast), models=models)
         work = binding.work(cohort.examples, cohort.ids.shape[0], key)
 

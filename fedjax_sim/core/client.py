@@ -51,6 +51,9 @@ def binomial(key: Array, trials: Array, chance: Array, most: int) -> Array:
     return jnp.where(chance >= 1, jnp.minimum(trials, most), below).astype(jnp.int32)
 
 
+COUNTS, PASS = 2**31 - 1, 2**31 - 2  # no step's number: what else is drawn from a client's key
+
+
 class Info(NamedTuple):
     """What local training measured."""
 
@@ -139,7 +142,8 @@ class LocalData(NamedTuple):
         """The batch of a step whose examples are drawn independently."""
         positions = jnp.arange(poisson_slots(self.batch_size), dtype=jnp.int32)
         size = jnp.maximum(self.size, 1)
-        count = binomial(jax.random.fold_in(self.key, step), size, self.batch_size / size, len(positions))
+        key = jax.random.fold_in(jax.random.fold_in(self.key, COUNTS), step)  # not the loss's
+        count = binomial(key, size, self.batch_size / size, len(positions))
         rows = self.start + permuted(self.key, size, positions % size, step)
         mask = positions < jnp.minimum(count, self.size)
         return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), self.examples), mask
@@ -191,7 +195,8 @@ def batch_gradient(
 
 def over_examples(value_fn: Callable[[PyTree, Array, Array], PyTree], data: LocalData, key: Array) -> PyTree:
     """Mean over all the client's examples of `value_fn(batch, mask, key)`, itself a mean over the rows that count; the
-    batches are those of its first epoch."""
+    batches are those of its first epoch, and the keys the same for every function, for values are compared."""
+    key = jax.random.fold_in(key, PASS)
 
     def step(index: Array, total: PyTree) -> PyTree:
         batch, mask = data.epoch_batch(index)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, Cohort, Population, Procedural
@@ -20,11 +21,15 @@ def select(population: Population | Procedural, ids: Any) -> Cohort:
     """The cohort of the clients `ids` (int32[C], -1 for an empty slot), whose examples are resident or computed.
 
     Raises:
-      InputError: ids that are no whole numbers; where they are on the host, also those of clients that do not exist.
+      InputError: ids that are no whole numbers, or of clients that do not exist. Inside `jit`, where no value can be
+        looked at, an id of a client that does not exist is nobody's: an empty slot.
     """
-    if not isinstance(ids, jax.Array):
+    if not isinstance(ids, Tracer):
         _validate.client_ids(ids, clients_in(population))
+    elif not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise _validate.InputError(f"ids: dtype {ids.dtype}; give whole numbers")
     ids = jnp.asarray(ids, jnp.int32)
+    ids = jnp.where((ids >= 0) & (ids < clients_in(population)), ids, -1)
     held = jnp.maximum(ids, 0)
     if isinstance(population, Procedural):
         return _computed(population, ids, held)

@@ -158,7 +158,7 @@ def _measured(received: _Received, aggregate: PyTree, signs: PyTree) -> Arrival:
     return Arrival(
         weight=weight,
         norm=norm,
-        cosine=measure.cosines(received.sketch, norm, measure.sketch(aggregate, signs), jnp.sqrt(squared)),
+        cosine=measure.cosines(received.sketch, measure.sketch(aggregate, signs)),
         rejected=received.rejected,
         gradient_diversity=jnp.where(squared > 0, mean_square / jnp.where(squared > 0, squared, 1), 1.0),
         effective_clients=jnp.where(total > 0, 1 / jnp.where(total > 0, jnp.sum(weight**2), 1), 0.0),

@@ -17,7 +17,7 @@ from fedjax_sim.core.types import Array, Cohort, PyTree, RoundMetrics, RoundStat
 RoundFn = Callable[[RoundState, Cohort, Array], tuple[RoundState, RoundMetrics]]
 
 # Every key is folded from the run's key: the round, then one of these stages, then the client id.
-TRAIN, TRANSFORM, RELEASE, SAMPLE, SURVEY, RECEIVE, MEASURE, ADAPT = range(8)
+TRAIN, TRANSFORM, RELEASE, SAMPLE, SURVEY, RECEIVE, MEASURE, ADAPT, DOWNLINK, START = range(10)
 
 
 def stage_key(key: Array, round: Array | int, stage: int) -> Array:

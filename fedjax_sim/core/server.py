@@ -15,13 +15,15 @@ class Server(NamedTuple):
     """The server's part of an algorithm, as pure functions.
 
     `init(params, num_clients) -> memory`; `broadcast(params, memory) -> what every client receives`; `update(params,
-    memory, aggregate) -> (params, memory)`; `wire(broadcast) -> bits` on the way to a client, None if sent as it is.
+    memory, aggregate) -> (params, memory)`; `wire(broadcast) -> bits` on the way to a client, None if sent as it is;
+    `shown(params, memory) -> params`, the model as clients receive it, which is `params` unless it was compressed.
     """
 
     init: Callable[[PyTree, int], PyTree]
     broadcast: Callable[[PyTree, PyTree], PyTree]
     update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
     wire: Callable[[PyTree], int | None] = lambda broadcast: None
+    shown: Callable[[PyTree, PyTree], PyTree] = lambda params, memory: params
 
 
 def take(

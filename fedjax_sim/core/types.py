@@ -90,7 +90,7 @@ class RoundMetrics(NamedTuple):
     loss_after: Array  # f32[C]
     drift: Array  # f32[C], L2 distance of the trained model from the one received
     update_norm: Array  # f32[C], L2 norm of the update as the server received it
-    cosine: Array  # f32[C], between update and aggregate: exact up to 2,048 parameters, else +- 0.02 (see `measure`)
+    cosine: Array  # f32[C], between update and aggregate: exact up to 2,039 parameters, else +- 0.022 (see `measure`)
     weight: Array  # f32[C], share in the aggregate that the aggregator gave, summing to 1
     rejected: Array  # bool[C], the message was not finite and the aggregator left it out
     aggregate_norm: Array  # f32[], L2 norm of the aggregate, as the server takes it

@@ -183,12 +183,15 @@ def _server_rate(config: Config) -> Any:
     return optax.linear_schedule(rate, 0.0, rounds) if config.algorithm.server_schedule == "linear" else rate
 
 
-def recipe(config: Config, traced: Mapping[str, Any] | None = None) -> tuple[Callable[..., Algorithm], dict[str, Any]]:
+def recipe(
+    config: Config, traced: Mapping[str, Any] | None = None, seed: Any = None
+) -> tuple[Callable[..., Algorithm], dict[str, Any]]:
     """The factory of the algorithm, and all that it is given beside the loss.
 
     Args:
       config: settled.
       traced: settings of [algorithm] that are taken from here instead, such as `learning_rate`; they may be traced.
+      seed: of the run, which may be traced; that of the configuration by default.
     """
     given, factory, traced = config.algorithm, ALGORITHMS[config.algorithm.name], traced or {}
     rate = traced.get("server_learning_rate", _server_rate(config))
@@ -198,6 +201,8 @@ def recipe(config: Config, traced: Mapping[str, Any] | None = None) -> tuple[Cal
     client_tx = optax.sgd(traced.get("learning_rate", given.learning_rate), momentum=momentum)
     options = _options(given, "algorithm", factory, _COMMON)
     options |= {name: value for name, value in traced.items() if name in options}
+    if "seed" in inspect.signature(factory).parameters:  # of what the algorithm draws at its start
+        options["seed"] = config.training.seed if seed is None else seed
     return factory, {"client_tx": client_tx, **server, **options}
 
 
@@ -213,7 +218,7 @@ def continuous(config: Config) -> frozenset[str]:
 
 def assemble(config: Config, model: Model, num_clients: int, traced: Mapping[str, Any], seed: Any) -> Algorithm:
     """The algorithm of a settled configuration without privacy, with settings and the run's seed that may be traced."""
-    factory, options = recipe(config, traced)
+    factory, options = recipe(config, traced, seed)
     algorithm = compressed(config.compression, factory(model.loss_fn, **options))
     return _with_attack(config, with_downlink(config.compression, algorithm, seed), num_clients)
 

@@ -1,10 +1,12 @@
 """What all tables of settings have in common."""
 
-from typing import Annotated, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
-from fedjax_sim._validate import InputError, shown
+from fedjax_sim._validate import InputError, shown, single
 
 MOST = 1_000_000_000  # of anything that is counted
 
@@ -33,3 +35,20 @@ class Section(BaseModel):
                     "that out"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _numbers_fit_float32(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, float):
+                fraction = any(getattr(limit, "lt", None) == 1 for limit in _limits(field))
+                single(f"{type(self).__name__.lower()}.{name}", value, below_one=fraction)
+        return self
+
+
+def _limits(field: FieldInfo) -> Iterator[Any]:
+    """The bounds of a setting, of one that may be left out as well."""
+    yield from field.metadata
+    for choice in get_args(field.annotation):
+        for part in getattr(choice, "__metadata__", ()):
+            yield from getattr(part, "metadata", [part])

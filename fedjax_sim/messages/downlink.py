@@ -9,6 +9,7 @@ from fedjax_sim import _validate
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import Message
 from fedjax_sim.core.message import Transform, dense_bits
+from fedjax_sim.core.round import DOWNLINK, stage_key
 from fedjax_sim.core.server import Server
 from fedjax_sim.core.types import Array, PyTree
 
@@ -54,7 +55,7 @@ def compressed_broadcast(algorithm: Algorithm, compressor: Transform, *, seed: A
 
     def update(params: PyTree, memory: Shown, aggregate: Message) -> tuple[PyTree, Shown]:
         params, own = server.update(params, memory.own, aggregate)
-        key = jax.random.fold_in(jax.random.key(seed), memory.sent)
+        key = stage_key(jax.random.key(seed), memory.sent, DOWNLINK)
         news, kept = compressor.update(jax.tree.map(jnp.subtract, params, memory.model), memory.compressor, key)
         return params, Shown(own, jax.tree.map(jnp.add, memory.model, news), kept, memory.sent + 1)
 
@@ -63,4 +64,4 @@ def compressed_broadcast(algorithm: Algorithm, compressor: Transform, *, seed: A
         bits = compressor.wire(like)
         return None if bits is None else dense_bits(sent) - dense_bits(like) + bits
 
-    return algorithm._replace(server=Server(init, broadcast, update, wire))
+    return algorithm._replace(server=Server(init, broadcast, update, wire, lambda params, memory: memory.model))

@@ -7,6 +7,8 @@ from fedjax_sim import _validate
 from fedjax_sim.core.message import Transform
 from fedjax_sim.core.types import Array, PyTree
 
+BASIS = 2**32 - 1  # no round's number: a run of seed 0 has other keys
+
 
 def power_sgd(rank: int = 2) -> Transform:
     """Sends each matrix `M` as `P Q^T` of the given rank, after one power iteration (PowerSGD; Vogels et al. 2019,
@@ -33,7 +35,7 @@ def power_sgd(rank: int = 2) -> Transform:
 
     def init(message: PyTree) -> PyTree:
         leaves = [leaf for leaf in jax.tree.leaves(message) if factored(leaf)]
-        keys = jax.random.split(jax.random.key(0), len(leaves))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), BASIS), len(leaves))
         return tuple(jax.random.normal(k, (x.shape[-1], rank)) for x, k in zip(leaves, keys, strict=True))
 
     def update(message: PyTree, memory: PyTree, key: Array) -> tuple[PyTree, PyTree]:

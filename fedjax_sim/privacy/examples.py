@@ -46,9 +46,11 @@ class PrivateLoss(NamedTuple):
                 'average; give make_round that batch_size and local_sampling="poisson"'
             )
 
+        own = jax.random.fold_in(key, 0)
+
         def one(row: PyTree, counts: Array) -> tuple[Array, PyTree]:
             def objective(params: PyTree) -> Array:
-                return batch_loss(self.loss_fn, params, jax.tree.map(lambda r: r[None], row), jnp.ones(1, bool), key)[0]
+                return batch_loss(self.loss_fn, params, jax.tree.map(lambda r: r[None], row), jnp.ones(1, bool), own)[0]
 
             loss, gradient = jax.value_and_grad(objective)(model)
             bounded, _ = clipped(gradient, self.clip_norm)
