@@ -164,6 +164,11 @@ def narrowed(field: str, array: np.ndarray) -> np.ndarray:
     return array.astype(dtype)
 
 
+def in_float32(array: np.ndarray) -> np.ndarray:
+    """Which of these floats are finite once they are float32."""
+    return np.isfinite(array) if array.dtype.itemsize <= 4 else np.abs(array) <= np.finfo(np.float32).max
+
+
 def to_float32(where: str, array: np.ndarray) -> np.ndarray:
     """Finite numbers as float32; a warning tells where whole numbers lose digits.
 

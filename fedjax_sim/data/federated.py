@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax_sim._validate import InputError, finite, shown, whole
 from fedjax_sim.core.types import Population
-from fedjax_sim.data.convert import as_bytes, check_classes, class_labels, narrowed, pixels, tell_of_pixels
+from fedjax_sim.data.convert import as_bytes, check_classes, class_labels, in_float32, narrowed, pixels, tell_of_pixels
 
 Examples = dict[str, np.ndarray]  # field -> array [total, ...], all of one length
 Columns = Mapping[str, np.ndarray]  # name -> array [total] of numbers or strings, which describe and are not trained on
@@ -173,9 +173,11 @@ def checked(where: str, examples: Any) -> Examples:
             raise InputError(f"{at}: dtype {array.dtype}{value} is not trained on; give booleans, integers or floats")
         if array.ndim == 0:
             raise InputError(f"{at}: a single number; give an array with one row per example")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise InputError(f"{at}: {array[index]} at {list(index)}; remove or fill in such values first")
+        if array.dtype.kind == "f" and not (in_range := in_float32(array)).all():
+            index = tuple(int(i) for i in np.argwhere(~in_range)[0])
+            raise InputError(
+                f"{at}: {array[index]} at {list(index)} is not finite in float32; remove or fill in such values"
+            )
         arrays[field] = array
     lengths = {field: len(array) for field, array in arrays.items()}
     if len(set(lengths.values())) > 1:

@@ -253,6 +253,8 @@ def checked_inputs(data: FederatedData, dial: str) -> np.ndarray:
     """The field "inputs"; without one, an InputError that names the dial."""
     if "inputs" not in data.examples:
         raise InputError(f"{dial}: there is no field 'inputs' among {sorted(data.examples)}; give the field this name")
+    if data.vocabulary is not None:
+        raise InputError(f"{dial}: inputs are codes of a text, which are no amounts; leave it at 0")
     return data.examples["inputs"]
 
 

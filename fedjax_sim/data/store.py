@@ -83,7 +83,7 @@ class _Growing:
 
 
 class _Values:
-    """What all examples of a federation are turned into; the first client with any decides about images."""
+    """What all examples of a federation are turned into; the first client decides about images."""
 
     def __init__(self, classes: int | None, vocabulary: int | None):
         self.classes, self.vocabulary = classes, vocabulary
@@ -95,7 +95,7 @@ class _Values:
         inputs = arrays.get("inputs")
         if inputs is None:
             return arrays
-        if self.bytes is None and len(inputs):
+        if self.bytes is None:
             self.bytes = pixels([inputs])
             if self.bytes:
                 tell_of_pixels("field 'inputs'", inputs.dtype, depth=6)
@@ -148,7 +148,7 @@ def write_store(
     """Writes a federation client by client; memory does not grow with its size, but for names and attributes.
 
     Labels and images are turned into what is trained on as `from_clients` does; whether inputs are images of whole
-    numbers from 0 to 255 is known from the first client that has examples.
+    numbers from 0 to 255 is known from the first client.
 
     All goes into `folder.partial`, which becomes `folder` when everything is on the disk; an error removes it.
 

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim._validate import InputError
-from fedjax_sim.data.federated import FederatedData, checked, from_clients
+from fedjax_sim.data.federated import Examples, FederatedData, checked, from_clients
+from fedjax_sim.data.sources.prepare import too_many
 
 RENAMED = {"x": "inputs", "y": "labels"}  # FedJAX's name -> the name here
 
 
 def from_dictionary(
-    clients: Mapping[str | bytes, Mapping[str, Any]], *, test: Mapping[str, Any] | None = None
+    clients: Mapping[str | bytes, Mapping[str, Any]],
+    *,
+    test: Mapping[str, Any] | None = None,
+    classes: int | None = None,
 ) -> FederatedData:
     """A federation from a dictionary of clients, each a dictionary of arrays. They are copied.
 
@@ -20,12 +24,15 @@ def from_dictionary(
       clients: client id -> field -> array [examples, ...]. Ids become the clients' names, bytes as UTF-8. FedJAX's
         fields "x" and "y" become "inputs" and "labels", unless there are such fields already.
       test: the global test set, field -> array, renamed likewise.
+      classes: number of classes; by default one more than the largest label, where there is one whole number or boolean
+        an example.
 
     Returns:
-      The federation, in the order of `clients`; `classes` is one more than the largest label where labels are integers.
+      The federation, in the order of `clients`.
 
     Raises:
-      InputError: no clients, two ids that read alike, or arrays that `from_clients` refuses.
+      InputError: no clients, two ids that read alike, arrays that `from_clients` refuses, or, without `classes`, so
+        many different labels in so few examples that they look like a number to predict.
     """
     if not isinstance(clients, Mapping) or not clients:
         raise InputError("clients: it is empty or no dictionary; give {client id: {field: array}}")
@@ -37,18 +44,25 @@ def from_dictionary(
         checked(f"client {name!r}", _renamed(name, fields))
         for name, fields in zip(names, clients.values(), strict=True)
     ]
-    held = None if test is None else _renamed("test", test)
-    data = from_clients(examples, test=held, names=names)
+    held = None if test is None else checked("test", _renamed("test", test))
+    count = _classes([*examples, *([] if held is None else [held])]) if classes is None else classes
     source = f"dictionary of {len(names)} clients"
-    return data._replace(classes=_classes(data), source=source)
+    data = from_clients(examples, test=held, names=names, classes=count if count != 1 else None, source=source)
+    return data._replace(classes=count)
 
 
-def _classes(data: FederatedData) -> int | None:
-    """One more than the largest label, where labels are single integers from 0."""
-    parts = [part["labels"] for part in (data.examples, data.test or {}) if len(part.get("labels", ()))]
-    if not parts or any(labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0 for labels in parts):
+def _classes(parts: list[Examples]) -> int | None:
+    """One more than the largest label, where labels are single integers from 0 or booleans."""
+    labels = [part["labels"] for part in parts if len(part.get("labels", ()))]
+    if not labels or any(a.ndim > 2 or a.size != len(a) or a.dtype.kind not in "iub" or a.min() < 0 for a in labels):
         return None
-    return 1 + max(int(labels.max()) for labels in parts)
+    listed, rows = np.unique(np.concatenate([array.reshape(-1) for array in labels]), return_counts=True)
+    if too_many(listed, rows):
+        raise InputError(
+            f"clients: {len(listed)} different labels from {listed[0]} to {listed[-1]} in {rows.sum()} examples look "
+            "like a number, which cannot be predicted yet; put it into ranges, or give classes=... if they are classes"
+        )
+    return 1 + int(listed[-1])
 
 
 def _name(client: str | bytes) -> str:

@@ -9,7 +9,7 @@ from fedjax_sim import _validate
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.federated import Dataset
 from fedjax_sim.data.sources.places import existing, find
-from fedjax_sim.data.sources.prepare import STANDARDISED, assemble
+from fedjax_sim.data.sources.prepare import LARGEST, STANDARDISED, assemble
 
 HOSPITALS = {"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "va": "va"}
 FIELDS = 14
@@ -86,7 +86,7 @@ def _fields(line: str, where: str) -> list[float]:
             value = math.nan if field.strip() == "?" else float(field)
         except ValueError:
             value = math.inf
-        if math.isinf(value) or (math.isnan(value) and field.strip() != "?"):
+        if abs(value) > LARGEST or (math.isnan(value) and field.strip() != "?"):
             raise InputError(f"{where}: {shown(field)} is neither a number nor '?'; fetch the file again")
         values.append(value)
     if values[-1] not in (0, 1, 2, 3, 4):

@@ -86,14 +86,19 @@ def encode_labels(
     if array.dtype.kind == "f" and (wrong := np.flatnonzero((array != np.rint(array)) | np.isinf(array))).size:
         raise InputError(f"{where}: {shown(float(array[wrong[0]]))} is no class; {_BIN}")
     listed, codes, rows = np.unique(array, return_inverse=True, return_counts=True)
-    if not any_number and len(listed) > FEW_CLASSES:
-        absent = int(listed[-1]) - int(listed[0]) >= len(listed)
-        if (absent and np.median(rows) < FEW_ROWS) or 2 * len(listed) > len(codes):
-            raise InputError(
-                f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} in {len(codes)} rows "
-                f"are no classes; {_BIN}"
-            )
+    if not any_number and too_many(listed, rows):
+        raise InputError(
+            f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} in {len(codes)} rows "
+            f"are no classes; {_BIN}"
+        )
     return codes.astype(np.int32), [int(value) for value in listed]
+
+
+def too_many(listed: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether whole numbers, ascending, and the rows of each look like an amount rather than like classes."""
+    absent = int(listed[-1]) - int(listed[0]) >= len(listed)
+    few = np.median(rows) < FEW_ROWS
+    return len(listed) > FEW_CLASSES and bool((absent and few) or 2 * len(listed) > rows.sum())
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray:
