@@ -338,7 +338,7 @@ def test_settings_that_spend_nothing_leave_epsilon_as_it_is(tmp_path: Path) -> N
     ("given", "asked", "told"),
     [
         ((), ("privacy.guarantee=none",), "give none together"),
-        ((), ("privacy.delta=1e-2",), "delta 0.0001"),
+        ((), ("privacy.delta=1e-5",), "delta 0.0001"),
         ((), ("data.alpha=0.9",), "data that the run was begun with"),
         ((), ("training.sampling=round_robin",), "relation add or remove one"),
         (("privacy.accountant=rdp",), ("privacy.noise_multiplier=2.0",), "not known"),

@@ -243,6 +243,7 @@ def _synchronous(
     def draw(available: Available | None) -> Callable[[int, int], np.ndarray]:
         if available is None and not given.extra:
             return sampler.draw
+        assert training.sampling is not None
         return make_sampler(training.sampling, data.offsets, asked, available=available).draw
 
     def schedule(cap: Cap | None) -> Iterator[ServerStep]:

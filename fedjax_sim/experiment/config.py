@@ -77,6 +77,20 @@ class Config(Section):
         return self
 
 
+def sampled(config: Config) -> Config:
+    """`config` with `training.sampling` filled in where it was left out: "uniform" or, with noise that is accounted
+    for, what needs the least of it. Poisson sampling amplifies noise on the sum the most; where turns of a client
+    count, nobody has fewer at most than in turn."""
+    training, mechanism = config.training, config.privacy.mechanism
+    if training.sampling is not None:
+        return config
+    if mechanism in ("none", "laplace_bare") or config.network.policy in ("over_select", "asynchronous"):
+        chosen = "uniform"
+    else:
+        chosen = "poisson" if mechanism in ("gaussian", "laplace") else "round_robin"
+    return config.model_copy(update={"training": training.model_copy(update={"sampling": chosen})})
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The defaults, then the TOML file at `path`, or that of the run whose folder it is, then `overrides` such as
     "training.rounds=50", later ones winning.
@@ -155,11 +169,11 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
 
 
 def explained(config: Config) -> str:
-    """Every setting with its value here, its default, what it may be, and its meaning."""
-    lines, default = [], Config().model_dump()
+    """Every setting with the value that it takes here, its default, what it may be, and its meaning."""
+    lines, default, taken = [], sampled(Config()).model_dump(), sampled(config).model_dump()
     for path, field in settings(Config).items():
         section, _, key = path.partition(".")
-        value, usual = config.model_dump()[section][key], default[section][key]
+        value, usual = taken[section][key], default[section][key]
         shown = "not set" if value is None else _toml_value(value)
         also = "" if value == usual else f" (default {'not set' if usual is None else _toml_value(usual)})"
         lines += [f"{path} = {shown}{also}", f"    {allowed(field)}"]

@@ -27,7 +27,7 @@ from fedjax_sim.data import (
 from fedjax_sim.data.convert import narrowed, unscaled
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.data.sound import check_federation
-from fedjax_sim.experiment.config import Config, Data
+from fedjax_sim.experiment.config import Config, Data, sampled
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.section import Section
 
@@ -84,12 +84,14 @@ def make_federation(config: Config, changes: Sequence[Change] = (), given: Feder
 
 
 def make_cohorts(config: Config, data: FederatedData) -> tuple[Config, Sampler]:
-    """The configuration with the cohort's size filled in, and how cohorts are drawn.
+    """The configuration with sampling and the cohort's size filled in, and how cohorts are drawn.
 
     Raises:
       InputError: a sampling that does not exist, or a cohort that the clients cannot fill.
     """
+    config = sampled(config)
     training = config.training
+    assert training.sampling is not None
     if training.sampling == "by_size":
         if config.heterogeneity.drift == "prior":
             raise InputError(

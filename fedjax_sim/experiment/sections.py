@@ -163,7 +163,11 @@ class Training(Section):
     clients_per_round: Count | None = Field(
         default=None, description="clients in the cohort of a round; 10, or all where there are fewer"
     )
-    sampling: str = Field(default="uniform", description="how cohorts are drawn")
+    sampling: str | None = Field(
+        default=None,
+        description="how cohorts are drawn: uniform, poisson, by_size, round_robin, all; if left out, uniform, or what "
+        "needs least noise for privacy.mechanism",
+    )
     batch_size: int = Field(default=16, ge=1, le=65_536, description="examples in a local step")
     local_epochs: int = Field(default=2, ge=1, le=10_000, description="passes over a client's examples in a round")
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
@@ -197,7 +201,7 @@ class Privacy(Section):
         default=None, description="budget: training stops before it; the noise is worked out from it if not given"
     )
     delta: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None, description="of the guarantee; a tenth over the number of clients if left out"
+        default=None, description="of the guarantee; a tenth over the number of clients if left out, 0.001 at most"
     )
     noise_multiplier: Positive | None = Field(default=None, description="scale of the noise over clip_norm")
     clip_norm: Positive | None = Field(default=None, description="norm that a message is clipped to, L1 for Laplace")

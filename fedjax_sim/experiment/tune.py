@@ -78,6 +78,7 @@ def held_out_clients(experiment: Experiment, share: float = HELD_OUT, cohort: in
             "network.availability: who can be reached is drawn of all, and tuning holds some out; leave it out, and "
             "over-selection too"
         )
+    assert training.sampling is not None
     inner = make_sampler(training.sampling, offsets, cohort)
 
     def draw(seed: int, round: int) -> np.ndarray:

@@ -1,30 +1,28 @@
 """What a run has spent: every epsilon here is dp-accounting's, for the sampling that the run really does.
 
-Three neighbouring relations, named wherever an epsilon is written. "add or remove one": the unit is in the data or not,
-under Poisson sampling. "replace one": its data are exchanged for any others, under sampling of a fixed size. "zero out
-one": its messages are replaced by zeros and nothing else changes, where who takes part in which round is public.
+Three neighbouring relations, named wherever an epsilon is written. "add or remove one": the unit takes part or not,
+under Poisson sampling whose rate is a public number. "replace one": its data are exchanged for any others, under
+sampling of a fixed size. "zero out one": what it contributes, a client's messages or an example's gradients, is
+replaced by zeros and nothing else changes, where who takes part in which round, and how many examples a client has, is
+public.
 
 All of it holds in real arithmetic. Samples of continuous noise in floating point leak (Mironov 2012); the discrete
 Gaussian of `secure` does not.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
+from fedjax_sim.privacy.losses import ADD, GRID, REPLACE, ZERO, by_pld, by_rdp, least, without_replacement
 
-GRID = 1e-3  # spacing of the privacy losses that distributions are kept at; epsilons err upwards
-STRIDE = 32
 FINE = 30.0  # epsilon of one Laplace round up to which distributions are worth it, and fit memory
 LEAST = 0.3  # Gaussian noise multiplier, likewise
-ADD, REPLACE, ZERO = "add or remove one", "replace one", "zero out one"
 
 
 class Spending(NamedTuple):
@@ -52,21 +50,21 @@ def gaussian_spending(
     method: str = "auto",
     unit: str = "client",
 ) -> Spending:
-    """The Gaussian mechanism, by PLD or RDP.
+    """The Gaussian mechanism, by PLD or RDP; where clients are sampled, by what it spends without sampling if that is
+    less, for every bound here is an upper one.
 
     Args:
       noise_multiplier: standard deviation of the noise over the clip norm.
       delta: of the guarantee.
       rate: of Poisson sampling: "add or remove one".
       cohort: `(C, N)` of sampling `C` of `N` without replacement: "replace one", which moves a sum by two clip norms,
-        by RDP alone (Wang, Balle and Kasiviswanathan 2019), which noise of next to nothing gets too. With neither,
-        participation is public: "zero out one".
+        by PLD or RDP (Wang, Balle and Kasiviswanathan 2019). With neither, participation is public: "zero out one".
       distance: of two neighbouring messages without sampling, in clip norms: 2 for local noise.
-      method: "pld", "rdp" or "auto", which is PLD where there is one.
+      method: "pld", "rdp", which sampled noise of next to nothing gets anyway, or "auto".
       unit: whose data differ.
 
     Raises:
-      InputError: a setting out of range, or PLD asked for where there is none.
+      InputError: a setting out of range.
     """
     import dp_accounting as dp
     from dp_accounting.pld import privacy_loss_distribution as distributions
@@ -74,33 +72,42 @@ def gaussian_spending(
     _validate.number("noise_multiplier", noise_multiplier, above=0)
     _check_delta(delta)
     _validate.one_of("accountant", method, ("auto", "pld", "rdp"))
-    if cohort is not None and method == "pld":
-        raise InputError('accountant: "pld" has no bound for cohorts of a fixed size; take "rdp", or Poisson sampling')
-    rough = rate is not None and rate < 1 and noise_multiplier < LEAST
-    method = "rdp" if cohort is not None or rough else "pld" if method == "auto" else method
-    if cohort is not None:  # the library's multiplier is relative to the sensitivity, here of two clip norms
+    apart = 2.0 if cohort is not None else distance
+    sampled = rate is not None or cohort is not None
+    alone = _gaussians(noise_multiplier / apart, delta, exact=sampled or method != "rdp")
+    relation = REPLACE if apart == 2 else ADD if rate is not None else ZERO
+    whole = rate == 1 or (cohort is not None and cohort[0] == cohort[1])
+    if not sampled or whole:
+        fine = (sampled or method != "rdp") and noise_multiplier / apart >= LEAST
+        loss = partial(distributions.from_gaussian_mechanism, noise_multiplier / apart,
+                       value_discretization_interval=GRID) if fine else None  # fmt: skip
+        return Spending(unit, relation, "pld" if sampled or method == "auto" else method, delta, sampled, alone, loss)
+    method = "rdp" if method == "rdp" or noise_multiplier / apart < LEAST else "pld"
+    if cohort is not None:
+        # the library's multiplier is relative to the sensitivity, here of two clip norms
         event = dp.SampledWithoutReplacementDpEvent(cohort[1], cohort[0], dp.GaussianDpEvent(noise_multiplier / 2))
-        return Spending(unit, REPLACE, method, delta, True, _by_rdp(event, delta, REPLACE))
-    if rate is not None and rate < 1:
-        if method == "rdp":
-            event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
-            return Spending(unit, ADD, method, delta, True, _by_rdp(event, delta, ADD))
-        one = distributions.from_gaussian_mechanism(noise_multiplier, sampling_prob=rate,
-                                                    value_discretization_interval=GRID)  # fmt: skip
-        return Spending(unit, ADD, method, delta, True, _by_pld(one, delta), lambda: one)
+        make = partial(without_replacement, *cohort, noise_multiplier)
+    else:
+        assert rate is not None
+        event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
+        make = partial(distributions.from_gaussian_mechanism, noise_multiplier, sampling_prob=rate,
+                       value_discretization_interval=GRID)  # fmt: skip
+    amplified = by_rdp(event, delta, relation) if method == "rdp" else by_pld(make, delta)
+    return Spending(unit, relation, method, delta, True, least(amplified, alone), None if method == "rdp" else make)
+
+
+def _gaussians(noise_multiplier: float, delta: float, *, exact: bool) -> Callable[[int], float]:
+    """Epsilon of so many Gaussians, which are one, exactly or by RDP. Under sampling it is a bound, too."""
+    import dp_accounting as dp
 
     @cache
-    def epsilon(times: int) -> float:  # so many Gaussians are one, exactly
-        alone = noise_multiplier / distance / math.sqrt(max(times, 1))
-        if times == 0 or method == "rdp":
-            return _by_rdp(dp.GaussianDpEvent(alone), delta, ADD)(min(times, 1))
-        return float(dp.get_epsilon_gaussian(alone, delta))
+    def epsilon(times: int) -> float:
+        one = noise_multiplier / math.sqrt(max(times, 1))
+        if times == 0 or not exact:
+            return by_rdp(dp.GaussianDpEvent(one), delta, ADD)(min(times, 1))
+        return float(dp.get_epsilon_gaussian(one, delta))
 
-    relation = ADD if rate is not None else REPLACE if distance == 2 else ZERO
-    fine = method == "pld" and noise_multiplier / distance >= LEAST
-    loss = partial(distributions.from_gaussian_mechanism, noise_multiplier / distance,
-                   value_discretization_interval=GRID) if fine else None  # fmt: skip
-    return Spending(unit, relation, method, delta, rate is not None, epsilon, loss)
+    return epsilon
 
 
 def laplace_spending(
@@ -143,10 +150,10 @@ def laplace_spending(
         if rate is not None and rate < 1:
             raise InputError('accountant: "rdp" has no bound for sampled Laplace noise; take "pld"')
         event = dp.LaplaceDpEvent(noise_multiplier / distance)
-        return Spending("client", relation, method, delta, sampled, _by_rdp(event, delta, ADD))
-    one = distributions.from_laplace_mechanism(noise_multiplier / distance, sampling_prob=1.0 if rate is None else rate,
-                                               value_discretization_interval=GRID)  # fmt: skip
-    return Spending("client", relation, method, delta, sampled, _by_pld(one, delta), lambda: one)
+        return Spending("client", relation, method, delta, sampled, by_rdp(event, delta, ADD))
+    one = partial(distributions.from_laplace_mechanism, noise_multiplier / distance, value_discretization_interval=GRID,
+                  sampling_prob=1.0 if rate is None else rate)  # fmt: skip
+    return Spending("client", relation, method, delta, sampled, by_pld(one, delta), one)
 
 
 def matrix_spending(
@@ -189,6 +196,7 @@ def matrix_sensitivity(coefficients: Any, rounds: int, separation: int) -> float
     return math.sqrt(sum(squares[min(rounds - start, len(squares)) - 1] for start in starts))
 
 
+@lru_cache(maxsize=64)
 def toeplitz(rounds: int, bands: int) -> np.ndarray:
     """The coefficients f64[bands], of norm 1, that make the error of running sums least (by jax-privacy)."""
     from jax_privacy.matrix_factorization import toeplitz as strategies
@@ -216,13 +224,13 @@ def discrete_gaussian_spending(
     tau = 10 * float(np.exp(-2 * np.pi**2 * sigma**2 * terms / (terms + 1)).sum())
     plain = distance / (math.sqrt(clients) * sigma)
     rho = min(plain**2 + tau * entries / 2, (plain + tau * math.sqrt(entries)) ** 2) / 2
-    return Spending("client", ZERO, "rdp", delta, False, _by_rdp(dp.ZCDpEvent(rho), delta, ADD))
+    return Spending("client", ZERO, "rdp", delta, False, by_rdp(dp.ZCDpEvent(rho), delta, ADD))
 
 
 def example_spending(
     noise_multiplier: float, size: int, batch_size: int, rows: int, steps: int, *, delta: float
 ) -> Callable[[int], float]:
-    """Epsilon of an example of a client of `size`, by the client's turns of `steps` steps each: "add or remove one".
+    """Epsilon of an example of a client of `size`, by the client's turns of `steps` steps each: "zero out one".
 
     Every step draws each example with chance `batch_size / size`, up to `rows` of them, whose truncation is counted.
     """
@@ -230,93 +238,81 @@ def example_spending(
 
     _validate.number("noise_multiplier", noise_multiplier, above=0)
     _check_delta(delta)
-    if batch_size >= size:
-        spending = gaussian_spending(noise_multiplier, delta=delta)
+    if batch_size >= size or noise_multiplier < LEAST:
+        rate = None if batch_size >= size else batch_size / size
+        spending = gaussian_spending(noise_multiplier, delta=delta, rate=rate)
         return lambda turns: spending.epsilon(turns * steps)
-    if noise_multiplier < LEAST:
-        spending = gaussian_spending(noise_multiplier, delta=delta, rate=batch_size / size)
-        return lambda turns: spending.epsilon(turns * steps)
-    one = distributions.from_truncated_subsampled_gaussian_mechanism(
-        size, batch_size / size, min(rows, size), noise_multiplier, value_discretization_interval=GRID
-    )
-    return _by_pld(one.self_compose(steps) if steps > 1 else one, delta)
+
+    def turn() -> Any:
+        one = distributions.from_truncated_subsampled_gaussian_mechanism(
+            size, batch_size / size, min(rows, size), noise_multiplier, value_discretization_interval=GRID
+        )
+        return one.self_compose(steps) if steps > 1 else one
+
+    return by_pld(turn, delta)
+
+
+def example_bound(
+    noise_multiplier: float, size: int, batch_size: int, rows: int, steps: int, *, delta: float
+) -> Callable[[int], float]:
+    """A bound on what is spent as in `example_spending`, by RDP, which takes no time: batches are truncated in any step
+    with so little chance that it may be taken off delta."""
+    import dp_accounting as dp
+    from scipy.stats import binom
+
+    if batch_size >= size or noise_multiplier < LEAST:
+        return example_spending(noise_multiplier, size, batch_size, rows, steps, delta=delta)
+    rate = batch_size / size
+    truncated = float(binom.sf(min(rows, size) - 1, size - 1, rate))
+    event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
+    return by_rdp(event, delta, ADD, missing=steps * truncated, each=steps)
 
 
 def calibrate(spending: Callable[[float], Spending], times: int, epsilon: float) -> float:
     """The least noise multiplier, to a thousandth of it, with which `times` rounds or turns spend at most `epsilon`.
 
     Args:
-      spending: of a noise multiplier.
+      spending: of a noise multiplier; what was worked out for it is remembered, and for its equals.
       times: rounds, or turns of a client where those count.
       epsilon: the target.
 
     Raises:
       InputError: no noise multiplier up to 2^20 does it.
     """
-    _validate.number("epsilon", epsilon, above=0)
-    _validate.whole("rounds", times)
+    epsilon = float(_validate.number("epsilon", epsilon, above=0))
+    return _calibrated(spending, _validate.whole("rounds", times), epsilon)
 
-    def enough(noise_multiplier: float) -> bool:
-        return spending(noise_multiplier).epsilon(times) <= epsilon
 
-    high = 1.0
-    while not enough(high):
-        high *= 2
-        if high > 2**20:
+@lru_cache(maxsize=256)
+def _calibrated(spending: Callable[[float], Spending], times: int, epsilon: float) -> float:
+    """Epsilon is nearly a power of the noise, so that few trials do; each costs compositions."""
+
+    def over(noise_multiplier: float) -> float:  # log of what is spent over the target
+        spent = spending(noise_multiplier).epsilon(times)
+        return math.log(spent / epsilon) if spent > 0 else -math.inf
+
+    low, low_over, high, high_over = 0.0, math.inf, math.inf, -math.inf  # too little noise, and enough
+    trial, trials = 1.0, 0
+    while high > 1.001 * low:
+        found = over(trial)
+        if found > 0:
+            low, low_over = trial, found
+        else:
+            high, high_over = trial, found
+        if low >= 2**20:
             raise InputError(f"epsilon: {epsilon} cannot be kept over {times} rounds; raise it, or delta, or do fewer")
-    low = high / 2
-    while low > 2**-20 and enough(low):
-        low, high = low / 2, low
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        if high <= 2**-20:
+            break
+        if not low or math.isinf(high):
+            step = min(2.0, 1.01 * math.exp(min(abs(found), 1.0)))
+            trial = trial * step if found > 0 else trial / step
+        else:  # between the two in logs, and a little beyond on the side that the last trial was not on
+            trials += 1
+            share = low_over / (low_over - high_over) if trials % 5 else 0.5
+            trial = low * (high / low) ** (share if math.isfinite(share) else 0.5)
+            trial *= 1.0004 if found > 0 else 1 / 1.0004
+            trial = min(max(trial, 1.0001 * low), high / 1.0001)
     return high
-
-
-def _by_pld(one: Any, delta: float) -> Callable[[int], float]:
-    """Epsilon of so many mechanisms whose privacy loss distribution is `one`.
-
-    A function of the number alone, so that a resumed run finds the same; and quick for one number after another, for
-    all but `STRIDE` of them come from distributions that are there.
-    """
-
-    @cache
-    def power(times: int) -> Any:
-        return one.self_compose(times)
-
-    @cache
-    def epsilon(times: int) -> float:
-        parts = [power(n) for n in (times - times % STRIDE, times % STRIDE) if n]
-        whole = parts[0].compose(parts[1]) if len(parts) == 2 else parts[0] if parts else None
-        return 0.0 if whole is None else float(whole.get_epsilon_for_delta(delta))
-
-    return epsilon
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the accountant's remarks on orders that it leaves out, which nobody asked for."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _by_rdp(event: Any, delta: float, relation: str) -> Callable[[int], float]:
-    """Epsilon of so many events, by Renyi differential privacy."""
-    from dp_accounting import NeighboringRelation, rdp
-
-    which = NeighboringRelation.REPLACE_ONE if relation == REPLACE else NeighboringRelation.ADD_OR_REMOVE_ONE
-    with _quiet():
-        one = rdp.RdpAccountant(neighboring_relation=which).compose(event)
-
-    def epsilon(times: int) -> float:
-        return float(rdp.compute_epsilon(one.orders, times * one.rdp, delta)[0]) if times else 0.0
-
-    return epsilon
 
 
 def _check_delta(delta: float) -> None:

@@ -1,7 +1,7 @@
 """Privacy of single examples inside clients: DP-SGD, for silos where the patient is the unit and not the hospital."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import LossFn, StepsOnly, batch_loss, planned_steps, poisson_slots
 from fedjax_sim.core.types import Array, PyTree, Scalar, Variables
 from fedjax_sim.messages import clipped, noise_like
-from fedjax_sim.privacy.accounting import ADD, Spending, calibrate, example_spending
+from fedjax_sim.privacy.account import promised_delta
+from fedjax_sim.privacy.accounting import ZERO, Spending, calibrate, example_bound, example_spending
 from fedjax_sim.privacy.plan import Private, make_sampler, most_turns
 
 
@@ -88,7 +89,13 @@ def privatize_examples(
 
     A batch holds each example with chance `batch_size / size`, for which `make_round` has to be given this batch size,
     this local work and `local_sampling="poisson"`. Epsilon counts the turns of a client, however clients are drawn,
-    and is that of the client whose size makes it largest. Sizes are public.
+    and is that of the client whose size makes it largest.
+
+    The neighbouring relation is "zero out one": the gradients of one example are zeros, and nothing else changes. One
+    example more or less would change more than that: the chance with which all the others of its client are drawn,
+    the number of local steps, and the client's weight in the mean all follow from the client's size. So sizes are
+    public, and an example is hidden among the values that it might have, not whether it is there. To exchange it for
+    any other is to zero out twice: `(2 epsilon, (1 + e^epsilon) delta)`.
 
     Args:
       factory: of an algorithm whose clients see their examples in the local steps alone, which the `StepsOnly` around
@@ -100,7 +107,8 @@ def privatize_examples(
       batch_size: expected number of examples in a local step.
       clip_norm: L2 bound on an example's gradient.
       sampling: of clients: "all", "poisson", "uniform" or "round_robin".
-      delta: of the guarantee; a tenth over the size of the largest client by default.
+      delta: of the guarantee; a tenth over the number of all examples by default, 1e-3 at most. More than that is
+        warned of, one over their number refused.
       local_epochs: steps are those that many epochs take.
       local_steps: of every client, instead.
       noise_multiplier: standard deviation of the noise on a batch's sum over the clip norm.
@@ -121,25 +129,15 @@ def privatize_examples(
 
     _validate.local_work(batch_size, local_epochs, local_steps)
     made(1.0)  # what it refuses, before anything is counted
-    num_clients = len(sizes)
+    num_clients, examples = len(sizes), int(np.sum(sizes))
     sampler = make_sampler(sampling, num_clients, cohort_size)
     sizes = np.unique(np.asarray(sizes)[np.asarray(sizes) > 0])
     if not sizes.size:
         raise InputError("sizes: nobody has an example; give the number of examples of each client")
-    delta = 0.1 / int(sizes.max()) if delta is None else delta
+    delta = promised_delta(delta, examples, "example")
     steps = np.asarray(planned_steps(jnp.asarray(sizes), batch_size, local_epochs, local_steps))
 
-    def spending(multiplier: float) -> Spending:
-        cases = _hardest(sizes, steps)
-        each = [example_spending(multiplier, size, batch_size, poisson_slots(batch_size), int(count), delta=delta)
-                for size, count in cases]  # fmt: skip
-
-        @cache
-        def most(times: int) -> float:
-            return max(one(times) for one in each)
-
-        return Spending("example", ADD, "pld", delta, False, most)
-
+    spending = _Account(_hardest(sizes, steps), batch_size, float(delta))
     if noise_multiplier is None:
         if epsilon is None or rounds is None:
             raise InputError(f"epsilon: {epsilon} for {rounds} rounds; give both, or noise_multiplier")
@@ -151,7 +149,8 @@ def privatize_examples(
     personal = factory(loss_fn, client_tx=client_tx, **options).personal  # adapts without noise, and never leaves
     statement = (
         f"DP-SGD with noise of {noise_multiplier:.4g} clip norms, Poisson batches of {batch_size} on average: "
-        f"differential privacy of each example, {ADD}, delta {delta:g}, counted by turns of a client (PLD)"
+        f"differential privacy of each example, {ZERO} (sizes are public), delta {delta:g}, counted by turns of a "
+        "client (PLD)"
     )
     algorithm = algorithm._replace(personal=personal)
     return Private(algorithm, sampler, spending(noise_multiplier), noise_multiplier, epsilon, statement, "poisson")
@@ -169,8 +168,39 @@ def _needs_steps_only(algorithm: Algorithm, private_loss: PrivateLoss) -> None:
     raise InputError(f"algorithm: {reason}; take fedavg, fedprox or scaffold with option 2, say")
 
 
-def _hardest(sizes: np.ndarray, steps: np.ndarray) -> list[tuple[int, int]]:
+def _hardest(sizes: np.ndarray, steps: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Sizes and steps that bound all the others': all of them if few, else the smallest size with the most steps."""
     if len(sizes) <= 16:
-        return [(int(size), int(count)) for size, count in zip(sizes, steps, strict=True)]
-    return [(int(sizes.min()), int(steps.max()))]
+        return tuple((int(size), int(count)) for size, count in zip(sizes, steps, strict=True))
+    return ((int(sizes.min()), int(steps.max())),)
+
+
+class _Account(NamedTuple):
+    """What an example of any client spends, of a noise multiplier."""
+
+    cases: tuple[tuple[int, int], ...]  # sizes and steps
+    batch_size: int
+    delta: float
+
+    def __call__(self, noise_multiplier: float) -> Spending:
+        return _spending(self, float(noise_multiplier))
+
+
+@lru_cache(maxsize=4)
+def _spending(account: _Account, noise_multiplier: float) -> Spending:
+    delta, rows = account.delta, poisson_slots(account.batch_size)
+    exact, quick = (
+        [make(noise_multiplier, size, account.batch_size, rows, steps, delta=delta) for size, steps in account.cases]
+        for make in (example_spending, example_bound)
+    )
+
+    @cache
+    def most(times: int) -> float:
+        worst = 0.0
+        for i in sorted(range(len(quick)), key=lambda i: -quick[i](times)):
+            if quick[i](times) <= worst:  # nor do those after it spend more
+                break
+            worst = max(worst, exact[i](times))
+        return worst
+
+    return Spending("example", ZERO, "pld", delta, False, most)

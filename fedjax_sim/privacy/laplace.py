@@ -9,7 +9,7 @@ from fedjax_sim.messages import add_laplace, clip
 
 
 class GuaranteeWarning(UserWarning):
-    """A privacy setting that guarantees nothing."""
+    """A privacy setting that guarantees nothing, or little."""
 
 
 def laplace(*, epsilon: Any, clip_norm: Any) -> Transform:

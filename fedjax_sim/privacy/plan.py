@@ -14,21 +14,14 @@ from fedjax_sim.core.message import chain
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data import sampling
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.privacy.accounting import (
-    Spending,
-    calibrate,
-    discrete_gaussian_spending,
-    gaussian_spending,
-    laplace_spending,
-    matrix_spending,
-    toeplitz,
-)
+from fedjax_sim.privacy.account import Account, promised_delta
+from fedjax_sim.privacy.accounting import Spending, calibrate, toeplitz
 from fedjax_sim.privacy.central import Adaptive, central
 from fedjax_sim.privacy.composition import Past, together
 from fedjax_sim.privacy.laplace import bare_laplace
 from fedjax_sim.privacy.local import local
 from fedjax_sim.privacy.noise import banded, gaussian, laplace
-from fedjax_sim.privacy.secure import fixed_point, message_like, secure
+from fedjax_sim.privacy.secure import message_like, secure
 
 MECHANISMS = ("gaussian", "laplace", "matrix", "discrete_gaussian", "local_gaussian", "local_laplace", "laplace_bare")
 SAMPLINGS = ("poisson", "uniform", "round_robin", "all")
@@ -161,9 +154,13 @@ def privatize(
     | laplace_bare | each client, scale 1 / epsilon, nothing clipped | none | nothing: `guarantee="none"` |
 
     The neighbouring relation follows from the sampling: "poisson" adds or removes one client; "uniform", cohorts of a
-    fixed size, replaces one (RDP alone, and twice the sensitivity); under "round_robin" and "all" one client's messages
-    become zeros and its turns are public. Weights are uniform or `min(examples / weight_cap, 1)`, and the denominator
-    is their expectation, the same in every round; sizes are taken to be public where they enter it.
+    fixed size, replaces one (twice the sensitivity); under "round_robin" and "all" one client's messages become zeros
+    and its turns are public. Weights are uniform or `min(examples / weight_cap, 1)`, and the denominator is their
+    expectation, the same in every round; sizes are taken to be public where they enter it, and so is `N`, which gives
+    the rate of "poisson".
+
+    What is guaranteed is guaranteed of one run, and of the models it makes: epsilons and deltas of several runs on the
+    same clients add up, and so does what a model that training starts from has spent on them.
 
     Args:
       algorithm: from a factory; see `central` for what it must be.
@@ -172,7 +169,8 @@ def privatize(
       clip_norm: bound on a message's norm; the first one, if adaptive.
       mechanism: of the table.
       sampling: "poisson", "uniform", "round_robin" or "all".
-      delta: of the guarantee; `0.1 / N` by default, 0 for a sum of Laplace epsilons.
+      delta: of the guarantee; `0.1 / N` or 1e-3 by default, whichever is less; 0 for a sum of Laplace epsilons. More
+        than that is warned of, `1 / N` and more refused.
       epsilon: the budget; without `noise_multiplier`, the target after `rounds` that it is worked out from. For
         "laplace_bare" one over the scale.
       rounds: that the target is for, or that "matrix" noise is made for.
@@ -198,9 +196,12 @@ def privatize(
         return _bare(algorithm, num_clients, cohort_size, sampling, epsilon, guarantee)
     sampler, method = make_sampler(sampling, num_clients, cohort_size), accountant
     expected = num_clients if sampling == "all" else cohort_size
-    delta = 0.1 / num_clients if delta is None else delta
+    if delta is None or (guarantee == "dp" and accountant != "sum"):
+        delta = promised_delta(delta, num_clients, "client")
     if epsilon is None and noise_multiplier is None:
         raise InputError("epsilon: missing, and noise_multiplier too; give a target, or the noise")
+    if noise_multiplier is not None:
+        _validate.number("noise_multiplier", noise_multiplier, above=0)
     if rounds is None and (noise_multiplier is None or mechanism == "matrix"):
         raise InputError("rounds: missing; a target, or matrix noise, is for a number of rounds")
     kind = mechanism.removeprefix("local_")
@@ -217,7 +218,7 @@ def privatize(
                          'between its turns; take "round_robin" or "all"')  # fmt: skip
     if sampling == "uniform" and mechanism == "gaussian":
         algorithm = _forgetful(algorithm)
-    made: Any = None
+    entries = 0
     least = expected - _validate.whole("dropout", dropout, least=0)
     if least < 1:
         raise InputError(f"dropout: {dropout} leaves nobody of {expected} clients; lower it")
@@ -229,31 +230,14 @@ def privatize(
                              '"round_robin" or "all"')  # fmt: skip
         entries = sum(leaf.size for leaf in jax.tree.leaves(message_like(algorithm, params, num_clients)))
 
-    def spending(multiplier: float) -> Spending:
-        local_noise, rate = mechanism.startswith("local_"), cohort_size / num_clients
-        if mechanism == "discrete_gaussian":
-            form = fixed_point(clip_norm, entries, expected, multiplier * clip_norm / least**0.5)
-            return discrete_gaussian_spending(multiplier, delta=delta, clip_norm=clip_norm, step=form.step,
-                                                entries=entries, clients=least)  # fmt: skip
-        if mechanism == "matrix":
-            return matrix_spending(multiplier, made, delta=delta, separation=separation, rounds=rounds or 1)
-        if local_noise:
-            make = gaussian_spending if kind == "gaussian" else laplace_spending
-            return make(multiplier, delta=delta, distance=2, method=method)
-        if kind == "laplace":
-            if sampling == "uniform":  # no amplification is known to the accountant: turns count, each replaced
-                return laplace_spending(multiplier, delta=delta, distance=2, method=method)
-            return laplace_spending(multiplier, delta=delta, rate=rate if sampling == "poisson" else None,
-                                      method=method)  # fmt: skip
-        cohort = (cohort_size, num_clients) if sampling == "uniform" else None
-        return gaussian_spending(multiplier, delta=delta, rate=rate if sampling == "poisson" else None,
-                                   cohort=cohort, method=method)  # fmt: skip
-
-    separation = num_clients // expected
+    separation, made = num_clients // expected, ()
+    if mechanism == "matrix":
+        made = tuple(toeplitz(rounds or 1, bands or min(separation, 16, rounds or 1)).tolist())
+    clip = float(_validate.number("clip_norm", clip_norm, above=0)) if entries else None
+    spending = Account(mechanism, sampling, cohort_size, num_clients, float(_validate.number("delta", delta)), method,
+                        clip, entries, expected, least, made, (rounds or 1) if made else 0)  # fmt: skip
     sampled = mechanism == "matrix" or (mechanism in ("gaussian", "laplace") and sampling == "poisson") or (
         mechanism == "gaussian" and sampling == "uniform")  # fmt: skip
-    if mechanism == "matrix":
-        made = toeplitz(rounds or 1, bands or min(separation, 16, rounds or 1))
     if noise_multiplier is None:
         assert epsilon is not None
         assert rounds is not None
@@ -269,7 +253,7 @@ def privatize(
         private = local(algorithm, clip_norm=clip_norm, noise_multiplier=noise_multiplier, noise=drawn,
                         per_leaf=per_leaf)  # fmt: skip
     else:
-        drawn = {"gaussian": gaussian, "laplace": laplace, "matrix": lambda: banded(made)}[kind]()
+        drawn = {"gaussian": gaussian, "laplace": laplace, "matrix": lambda: banded(np.asarray(made))}[kind]()
         private = central(algorithm, clip_norm=clip_norm, noise_multiplier=noise_multiplier, clients=expected,
                           denominator=_denominator(expected, num_clients, weight_cap, sizes), noise=drawn,
                           per_leaf=per_leaf, weight_cap=weight_cap, adaptive=adaptive)  # fmt: skip
