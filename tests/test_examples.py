@@ -17,7 +17,7 @@ from fedjax_sim.core.client import LocalData, StepsOnly, binomial, poisson_slots
 from fedjax_sim.core.server import optimizer
 from fedjax_sim.core.types import trained
 from fedjax_sim.privacy import PrivateLoss, privatize_examples
-from fedjax_sim.privacy.accounting import gaussian_spending
+from fedjax_sim.privacy.accounting import example_spending, gaussian_spending
 
 FEDERATION = make_federation()
 B, CLIP = 4, 0.7
@@ -142,6 +142,25 @@ def test_epsilon_is_that_of_the_client_whose_size_makes_it_largest():
     assert 0.98 * 5 < spent(target, 4) <= 5.0
 
 
+def test_what_is_hidden_is_what_an_example_says_and_not_how_many_there_are():
+    """An example more or less changes its client's steps and the chances of all the others: sizes are public."""
+    of_sizes = [made(sizes=[size, 400], cohort_size=2, batch_size=16, delta=None) for size in (16, 17)]
+    spent_by_a_turn = [spent(private, 1) for private in of_sizes]
+    assert abs(spent_by_a_turn[1] / spent_by_a_turn[0] - 1) > 0.05  # two steps of near all instead of one of all
+    for private in of_sizes:
+        assert private.spending is not None
+        assert private.spending.relation == "zero out one"
+        assert "each example, zero out one (sizes are public), delta" in private.statement
+        assert private.spending.delta == pytest.approx(0.1 / 417, rel=3e-3)  # over all examples, of any client
+
+
+def test_only_the_client_that_spends_most_is_worked_out():
+    sizes = (10, 11, 16, 23, 31)
+    private = made(sizes=sizes, cohort_size=5, noise_multiplier=1.5, local_epochs=3)
+    each = [example_spending(1.5, size, B, ROWS, 3 * -(-size // B), delta=1e-4)(4) for size in sizes]
+    assert spent(private, 4) == max(each)
+
+
 def test_a_round_trains_and_is_refused_without_poisson_batches():
     private = made(noise_multiplier=0.5)
     state = fs.init(private.algorithm, FEDERATION.params, len(SIZES))
@@ -215,7 +234,7 @@ def own_algorithm(loss, *, client_tx):
 def test_whatever_sees_examples_in_local_steps_alone_is_private(factory):
     private = privatize_examples(factory, loss_fn, client_tx=optax.sgd(RATE), sizes=SIZES, cohort_size=6, batch_size=B,
                                  clip_norm=CLIP, noise_multiplier=1.0)  # fmt: skip
-    assert private.statement == made().statement.replace("delta 0.0001", f"delta {0.1 / max(SIZES):g}")
+    assert private.statement == made().statement.replace("delta 0.0001", "delta 0.001")
 
 
 class Probe(NamedTuple):
