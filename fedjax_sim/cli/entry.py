@@ -49,6 +49,8 @@ def main() -> None:
 
         if isinstance(error, InputError):
             _fail(error)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the latter is how JAX says it
+            _fail(f"not enough memory ({str(error)[:200] or 'for it'}); take a smaller model, or fewer clients")
         _fail(_reported(error), UNFORESEEN)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedjax_sim import _validate
+from fedjax_sim import _memory, _validate
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.federated import FederatedData
 
@@ -75,6 +75,7 @@ def confusion_matrix(client: int, classes: int, severity: float, *, seed: int = 
     _validate.whole("client", client, least=0)
     _validate.whole("classes", classes)
     severity = _validate.severity(severity)
+    _memory.require(f"classes: a confusion matrix of {classes:,} classes needs", 24 * classes**2, "leave it out")
     drawn = _draws(seed, "confusion", client).dirichlet(np.ones(classes), classes)
     return (1 - severity) * np.eye(classes) + severity * drawn
 

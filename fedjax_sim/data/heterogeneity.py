@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim import _validate
+from fedjax_sim import _memory, _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.data.federated import FederatedData
 
@@ -170,6 +170,9 @@ def _label_indices(
     if labels is None or data.classes is None:
         return indices
     cells, held = (len(clients), data.classes), np.unique(owner)
+
+    table = f"classes: a table of {cells[0]:,} clients by {cells[1]:,} classes needs"
+    _memory.require(table, 32 * cells[0] * cells[1], "give the number of classes that there are")
 
     def count(labels: np.ndarray) -> np.ndarray:
         return np.bincount(owner * cells[1] + labels, minlength=cells[0] * cells[1]).reshape(cells)

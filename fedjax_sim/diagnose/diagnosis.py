@@ -36,6 +36,7 @@ from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.federation import GIVEN, held_out_examples
 from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.origin import Marks
+from fedjax_sim.experiment.space import refuse_many
 
 PLAYERS = 4  # causes at most whose interactions are worked out
 TREATED = 3  # causes that remedies are tried against, the costliest first
@@ -78,7 +79,7 @@ def diagnose(
       InputError: an argument of another kind, fewer than 2 seeds, a configuration that cannot be built, no data where
       those of the experiment were given, no test set, or a folder with runs of another diagnosis.
     """
-    whole("seeds", seeds, least=2)
+    refuse_many("seeds", whole("seeds", seeds, least=2))
     if not isinstance(experiment, Config | Experiment):
         raise InputError(f"experiment: {shown(experiment)} is no configuration; give one, load_config(file) say")
     if data is not None and not isinstance(data, FederatedData):

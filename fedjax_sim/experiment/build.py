@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import jax
 import optax
 
+from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, Attack, attacked, malicious
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import init
+from fedjax_sim.core.types import RoundState
 from fedjax_sim.data import FederatedData, Phase
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.clock import Simulation, make_simulation
@@ -92,14 +94,34 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     algorithm = with_downlink(config.compression, algorithm, config.training.seed)
     algorithm = _with_attack(config, algorithm, data.num_clients)
     try:
-        jax.eval_shape(lambda p: init(algorithm, p, data.num_clients, memory_rows=1), model.params)
+        state = jax.eval_shape(lambda p: init(algorithm, p, data.num_clients, memory_rows=1), model.params)
     except InputError as error:  # what compression refuses
         raise InputError(f"algorithm.name{str(error).removeprefix('algorithm')}") from None
+    _refuse_huge(config, state, data.num_clients)
     drifts = tuple(phase.start for phase in phases[1:])
     config, simulation = make_simulation(config, data, algorithm, model.params, sampler, drifts)
     if private is not None and private.spending is not None and simulation is not None:
         _refuse_a_clock_that_undoes_it(config, simulation)
     return Experiment(config, phases, sampler, model, algorithm, private, simulation)
+
+
+def _refuse_huge(config: Config, state: RoundState, clients: int) -> None:
+    """What the server keeps fits in memory, and what clients remember, where that is to be there.
+
+    Raises:
+      InputError: it does not, on this machine.
+    """
+    remembered = _bytes((state.clients, state.messages))
+    kept, name = _bytes(state) - remembered, config.algorithm.name
+    lower = "lower algorithm.clusters" if (config.algorithm.clusters or 1) > 1 else "take a smaller model"
+    _memory.require(f"algorithm.name: what the server of {name} keeps needs", kept, lower)
+    if config.execution.client_memory == "device":
+        _memory.require(f"execution.client_memory: what {clients:,} clients of {name} remember needs",
+                        kept + clients * remembered, "set it to disk, or lower data.clients")  # fmt: skip
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def make_model(config: Config, data: FederatedData, seed: int) -> Model:

@@ -85,7 +85,7 @@ class Network(Section):
     slow_clients: tuple[Natural, ...] = Field(
         default=(), strict=False, max_length=100_000, description="clients that are slower than their profile says"
     )
-    slowdown: float = Field(default=10.0, gt=0, description="how many times slower slow_clients compute and transfer")
+    slowdown: Positive = Field(default=10.0, description="how many times slower slow_clients compute and transfer")
     bandwidth_path: Annotated[str, READ] = Field(
         default="", description="folder of recorded bandwidths, instead of the profiles'"
     )

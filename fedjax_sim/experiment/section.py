@@ -10,10 +10,12 @@ from fedjax_sim._validate import InputError, shown, single
 
 MOST = 1_000_000_000  # of anything that is counted
 
+LARGEST = 1e30  # of any other number, so that products of two are finite, too
+
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Natural = Annotated[int, Field(ge=0, le=MOST)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dial = Annotated[float, Field(ge=0, le=1)]
 READ = "read"  # marks settings that name a file or folder whose content a result depends on

@@ -19,7 +19,7 @@ class Data(Section):
     )
     label: str | None = Field(default=None, description="name of the label's column, in tables")
     client: str | None = Field(default=None, description="name of the client's column, in tables")
-    beta: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of inputs, in synthetic data")
+    beta: NotNegative | None = Field(default=None, description="spread of inputs, in synthetic data")
     standardise: str | None = Field(default=None, description="whose mean and deviation: client, pooled or none")
     stride: Count | None = Field(default=None, description="characters from one window of text to the next")
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -31,7 +31,7 @@ class Data(Section):
     clients: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
         default=None, description="clients in the population; 20 unless the data say it"
     )
-    alpha: Annotated[float, Field(ge=0)] | None = Field(
+    alpha: NotNegative | None = Field(
         default=None, description="Dirichlet concentration, smaller is more skew; spread of models, in synthetic data"
     )
     column: str | None = Field(default=None, description="column whose values are the clients")
@@ -40,8 +40,8 @@ class Data(Section):
     )
     labels_per_client: Count | None = Field(default=None, description="labels that a client has")
     shards_per_client: Count | None = Field(default=None, description="shards of sorted labels that a client gets")
-    sigma: Annotated[float, Field(ge=0)] | None = Field(default=None, description="spread of log-normal sizes")
-    exponent: Annotated[float, Field(ge=0)] | None = Field(default=None, description="exponent of Zipf's sizes")
+    sigma: NotNegative | None = Field(default=None, description="spread of log-normal sizes")
+    exponent: NotNegative | None = Field(default=None, description="exponent of Zipf's sizes")
     min_examples: Natural | None = Field(default=None, description="examples that every client gets at least")
     local_test_fraction: float = Field(
         default=0.0, ge=0, lt=1, description="share of its examples that each client keeps for testing"
@@ -98,7 +98,7 @@ class Algorithm(Section):
     """How it is trained. Options left out take the algorithm's own defaults; those it does not have are refused."""
 
     name: str = Field(default="fedavg", description="federated algorithm")
-    learning_rate: float = Field(default=0.1, gt=0, description="step size of the client optimizer (SGD)")
+    learning_rate: Positive = Field(default=0.1, description="step size of the client optimizer (SGD)")
     momentum: float = Field(
         default=0.0, ge=0, lt=1, description="momentum of the client optimizer, started afresh each round"
     )

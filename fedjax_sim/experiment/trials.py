@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.devices import replicate
@@ -106,6 +107,16 @@ def state_bytes(experiment: Experiment) -> float:
     return memory_bytes(experiment.algorithm, model, clients) * clients + 4.0 * size
 
 
+def refuse_slots(experiment: Experiment, slots: int) -> None:
+    """The states of so many runs fit in memory.
+
+    Raises:
+      InputError: they do not.
+    """
+    fix = "lower --batch or --seeds, or take a smaller model"
+    _memory.require(f"trials: {slots:,} at once need", int(slots * state_bytes(experiment)), fix)
+
+
 def together(federations: Sequence[FederatedData], rows: int) -> Population:
     """The clients of all federations, one after another. Each federation has `rows` rows and a client more, which owns
     those that are nobody's."""
@@ -165,6 +176,7 @@ class Program:
         refuse_changes(experiment)
         self.experiment, self.varied, self.devices = experiment, tuple(varied), devices
         self.slots = -(-slots // len(devices)) * len(devices)
+        refuse_slots(experiment, self.slots)
         training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients
         self.block = min(training.evaluate_every, training.rounds)
         evaluate = make_evaluation(model.metric_fn)

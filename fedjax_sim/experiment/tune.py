@@ -21,7 +21,7 @@ from fedjax_sim.experiment.folder import studied, write_whole
 from fedjax_sim.experiment.origin import Marks, marked
 from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
 from fedjax_sim.experiment.swept import tried_out
-from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, with_settings
+from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, refuse_slots, with_settings
 
 STUDY, BEST = "study.db", "best.toml"
 SEARCH = "fedjax_sim_search"  # attribute of a study: what is searched, and how
@@ -134,7 +134,9 @@ def tune(
         refuse_many(option, value)
     refuse_many("--batch times --seeds", batch, seeds)
     probes, marks = _probes(space), Marks()
-    tried_out(config, probes)
+    _, experiment = tried_out(config, probes)
+    if experiment is not None:
+        refuse_slots(experiment, batch * seeds)
     mark = marked([to_toml(config), sorted({marks(with_settings(config, probe)) for probe in probes})])
     texts = {path: [f"{part!r}" for part in entry] if isinstance(entry, Range) else [*entry.values]
              for path, entry in space.items()}  # fmt: skip

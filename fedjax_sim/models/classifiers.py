@@ -1,7 +1,7 @@
 """Classifiers by name."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_sim import _validate
+from fedjax_sim import _memory, _validate
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.models.layers import FORMS, Conv, Dense, Norm, fastest_convolution, max_pool
 from fedjax_sim.models.recurrent import CharLSTM
@@ -138,9 +138,14 @@ def _check_inputs(name: str, shape: tuple[int, ...], dtype: np.dtype | None, voc
 
 
 def _module(
-    name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], form: str, seed: int, vocabulary: int
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    hidden: tuple[int, ...],
+    form: str,
+    rng: np.random.Generator,
+    vocabulary: int,
 ) -> nnx.Module:
-    rng = np.random.default_rng(seed)
     if name in ("logistic", "mlp"):
         return MLP(int(np.prod(shape)), hidden if name == "mlp" else (), classes, rng=rng)
     if name == "mlp_norm":
@@ -202,15 +207,36 @@ def build_model(
     if vocabulary is not None:
         _validate.whole("vocabulary", vocabulary, least=2)
     _check_inputs(name, tuple(input_shape), None if dtype is None else np.dtype(dtype), vocabulary)
+    codes = vocabulary or BYTES
+    _refuse_huge(name, tuple(input_shape), classes, tuple(hidden), codes)
     form = convolution or (fastest_convolution() if name in _CONVOLVING else "native")
-    module = _module(name, tuple(input_shape), classes, tuple(hidden), form, seed, vocabulary or BYTES)
-    graph, state = nnx.split(module)
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), form, rng, codes))
     prepared = _codes if INPUTS[name] == "codes" else _scaled  # codes are no intensities
 
     def logits_fn(params: PyTree, inputs: Array) -> Array:
         return nnx.merge(graph, nnx.State(params))(prepared(inputs))
 
     return from_logits(nnx.to_pure_dict(state), logits_fn)
+
+
+class _Undrawn:
+    """Stands for a generator where only shapes are asked for."""
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        return jnp.zeros(shape, dtype)
+
+    def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> Array:
+        return jnp.zeros(shape)
+
+
+def _refuse_huge(name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], vocabulary: int) -> None:
+    """The parameters fit in memory twice, for a client trains a copy of its own."""
+    undrawn: Any = _Undrawn()
+    leaves = jax.eval_shape(lambda: nnx.state(_module(name, shape, classes, hidden, "native", undrawn, vocabulary)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(leaves))
+    fix = f"take {'narrower hidden layers' if hidden and name.startswith('mlp') else 'fewer classes or inputs'}"
+    _memory.require(f"model {name}: {count:,} parameters for {classes:,} classes need", 8 * count, fix)
 
 
 def _codes(inputs: Array) -> Array:

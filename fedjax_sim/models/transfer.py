@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import _validate
+from fedjax_sim import _memory, _validate
 from fedjax_sim._arrays import open_npy
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.core.types import Array, PyTree
@@ -171,6 +171,8 @@ def lora(
     matrices = {n: x for n, x in leaves.items() if x.ndim >= 2 and n not in full and compiled.search(n)}
     if not matrices:
         raise InputError(f"pattern: {pattern!r} matches no matrix to adapt; the paths are {', '.join(leaves)}")
+    count = sum(rank * (leaf.size // leaf.shape[-1] + leaf.shape[-1]) for leaf in matrices.values())
+    _memory.require(f"rank: adapters of rank {rank:,} need", 8 * count, "lower it")
     rng, params = np.random.default_rng(0), dict(full)
     for name, leaf in matrices.items():
         rows, columns = leaf.size // leaf.shape[-1], leaf.shape[-1]

@@ -12,6 +12,8 @@ from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
 from fedjax_sim.network.draws import DROPOUT, uniform
 
+SLOWEST_BPS, LONGEST_SECONDS = 1e-6, 1e12  # beyond which the times of a run overflow
+
 
 class Profiles(NamedTuple):
     """One row per client; `make_profiles` and the makers build checked ones. All arrays are float64[N]."""
@@ -66,11 +68,12 @@ def check(profiles: Profiles, ids: np.ndarray | None = None) -> Profiles:
         if values.dtype.kind not in "fiu":
             raise InputError(f"{field}: dtype {values.dtype} holds no numbers; give float64[N]")
         if field.endswith("_bps"):
-            good, fix = values > 0, "give bits a second over 0"
+            good, fix = values >= SLOWEST_BPS, f"give bits a second over 0, {SLOWEST_BPS:g} at least"
         elif field in ("dropout", "completeness"):
             good, fix = (values >= 0) & (values <= 1), "give a share from 0 to 1"
         else:
-            good, fix = (values >= 0) & np.isfinite(values), "give finite seconds of at least 0"
+            good = (values >= 0) & (values <= LONGEST_SECONDS)
+            fix = f"give finite seconds of at least 0, {LONGEST_SECONDS:g} at most"
         if not good.all():
             row = int(np.argmin(good))
             client = row if ids is None else int(ids[row])
