@@ -27,6 +27,7 @@ TABLE: dict[str, list] = {"age": AGES, "client": ["A", "B", "C"] * 10, "label": 
         ("__index_level_0__", [i * i for i in range(30)]),  # what an exclusion criterion leaves
         ("Unnamed: 0", list(range(30))),
         ("id", [7 * i % 30 for i in range(30)]),
+        ("PassengerId", list(range(1, 31))),
         ("Patient_ID", list(range(1, 31))),
         ("row", list(range(1, 31))),
     ],
@@ -152,12 +153,17 @@ def test_a_number_to_predict_is_no_class(tmp_path: Path, name: str, kind: Any) -
     [
         [i % 62 for i in range(700)],  # FEMNIST's
         [i % 100 for i in range(250)],  # CIFAR-100's, few of each
-        [10 * (i % 30) for i in range(600)],  # codes with gaps, many of each
         list(range(15)),  # few classes, one row each
     ],
 )
 def test_many_classes_are_classes(labels: list[int]) -> None:
     assert len(encode_labels("x", labels, any_number=False)[1]) == len(set(labels))
+
+
+@pytest.mark.parametrize("labels", [[10 * (i % 30) for i in range(600)], [18 + i % 70 for i in range(2000)]])
+def test_numbers_with_many_rows_each_may_be_classes(labels: list[int]) -> None:
+    with pytest.warns(UserWarning, match="are taken as classes; if they are a number to predict"):
+        assert len(encode_labels("x", labels, any_number=False)[1]) == len(set(labels))
 
 
 def test_a_number_of_its_own_for_each_row_is_no_class() -> None:

@@ -1,7 +1,8 @@
 """Data sets by name. A loader takes keywords and returns a `Dataset`; its parameters are the settings it knows.
 
-Inputs are uint8 images [n, height, width, channels] from 0 to 255, uint8 codes of characters [n, length], or float32
-features [n, features]; labels are int32[n] from 0. The column "client" says whose each row is, where the data say so.
+Inputs are uint8 images [n, height, width, channels] from 0 to 255, uint8 codes of characters [n, length] with the size
+of their vocabulary, or float32 features [n, features]; labels are int32[n] from 0. The column "client" says whose each
+row is, where the data say so.
 """
 
 from collections.abc import Callable

@@ -18,7 +18,9 @@ NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.ASCI
 FEW_CLASSES, FEW_ROWS = 20, 10  # more whole numbers than this, most with fewer rows, are no classes
 # what pandas calls the index of rows where it has no name
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: ?\d+", re.IGNORECASE)
-ROW_NUMBER = re.compile(r"(.*[\s_.-])?(id|index|idx|row|nr|no)|row.?(id|no|nr|num|number|index|names?)", re.IGNORECASE)
+ROW_NUMBER = re.compile(
+    r"(.*[\s_.-])?(id|index|idx|row|nr|no)|row.?(id|no|nr|num|number|index|names?)|(?-i:.*[a-z]I[dD])", re.IGNORECASE
+)
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -67,7 +69,7 @@ def encode_labels(
       values: one label a row; none may be missing.
       any_number: take whole numbers for classes however many there are. Otherwise more than `FEW_CLASSES` are refused
         if most have fewer than `FEW_ROWS` rows and numbers between them are absent, or half of the rows have one of
-        their own: they are numbers to predict.
+        their own: they are numbers to predict. A warning tells where they may be: absent ones, or none of 0 and 1.
 
     Returns:
       int32[n] and the labels that the classes stand for: integers in numerical order, other strings sorted.
@@ -91,14 +93,21 @@ def encode_labels(
             f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} in {len(codes)} rows "
             f"are no classes; {_BIN}"
         )
+    if not any_number and len(listed) > FEW_CLASSES and (listed[0] not in (0, 1) or _absent(listed)):
+        text = f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} are taken as classes; "
+        warnings.warn(text + "if they are a number to predict, put them into ranges first", stacklevel=2)
     return codes.astype(np.int32), [int(value) for value in listed]
 
 
 def too_many(listed: np.ndarray, rows: np.ndarray) -> bool:
     """Whether whole numbers, ascending, and the rows of each look like an amount rather than like classes."""
-    absent = int(listed[-1]) - int(listed[0]) >= len(listed)
     few = np.median(rows) < FEW_ROWS
-    return len(listed) > FEW_CLASSES and bool((absent and few) or 2 * len(listed) > rows.sum())
+    return len(listed) > FEW_CLASSES and bool((_absent(listed) and few) or 2 * len(listed) > rows.sum())
+
+
+def _absent(listed: np.ndarray) -> bool:
+    """Some whole number between the first and the last is not there."""
+    return int(listed[-1]) - int(listed[0]) >= len(listed)
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray:
