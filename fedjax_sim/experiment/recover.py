@@ -14,7 +14,7 @@ from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Arrays, Damaged
 from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import HISTORY, remove
-from fedjax_sim.experiment.history import History, cut_history, rows_of
+from fedjax_sim.experiment.history import History, Rows, cut_history
 from fedjax_sim.experiment.origin import identity
 
 MEMORY = "client_memory"
@@ -36,14 +36,15 @@ def latest(folder: Path, experiment: Experiment) -> Point:
       InputError: there are whole checkpoints, but the history has not the rows before any of them.
     """
     spoiled: list[str] = []
-    wrong, memory = None, None
+    wrong, memory = "", None
     for done in checkpoint.rounds_saved(folder):
         try:
             found = checkpoint.read(folder, done)
             seen, sums, _, written = checkpoint.last_fields(found)
-            history, wrong = _rows_before(folder / HISTORY, done, written)
+            history, reason = _rows_before(folder / HISTORY, done, written)
             if history is None:
-                raise Damaged(wrong)
+                wrong = reason
+                raise Damaged(reason)
             if keeps_on_disk(experiment):
                 memory = memory or _memory(folder, experiment, again=True)
                 if memory is None or not memory.back(done, seen, sums):
@@ -54,7 +55,7 @@ def latest(folder: Path, experiment: Experiment) -> Point:
         return Point(history, found, memory, tuple(spoiled))
     if memory is not None:
         memory.close()
-    if wrong is not None:
+    if wrong:
         raise InputError(f"{folder / HISTORY}: {wrong}; put the rows back, or start another run")
     spoiled += [f"{name}: of another version" for name in checkpoint.others(folder)]
     return Point(History(), spoiled=tuple(spoiled))
@@ -87,9 +88,7 @@ def _rows_before(path: Path, done: int, written: np.ndarray) -> tuple[History | 
     """The rows of the rounds done, if they are those that were written; otherwise what is wrong with them."""
     history, digest = History(), hashlib.sha256()
     try:
-        for row in rows_of(path):
-            if len(history) == done:
-                break
+        for row in Rows(path, done):
             digest.update(identity(row))
             history.add([row])
     except InputError as error:
