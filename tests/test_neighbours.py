@@ -101,7 +101,7 @@ POLICY = one_of(
 DEADLINE = one_of(*[NOTHING] * 4, "network.partial=true", "network.wait_out=true", "network.wait_out=true",
                   ("network.partial=true", "network.wait_out=true"), "network.late=stale")  # fmt: skip
 LINK = one_of(*[NOTHING] * 3, "network.server_bps=1500", "network.pipelined=true", "network.dropout=0.2",
-              "network.completeness=0.5", "network.latency_s=0.3")  # fmt: skip
+              "network.completeness=0.5", "network.latency_s=0.3", "network.bandwidth_path=TRACES")  # fmt: skip
 AWAY = one_of(*[NOTHING] * 2, *(("network.availability=" + kind, "network.availability_seconds=7") for kind in
               ("periodic", "diurnal")))  # fmt: skip
 
@@ -200,6 +200,7 @@ def norm(tree: Any, order: int) -> float:
     return float(np.linalg.norm(np.concatenate([np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]), order))
 
 
+places: dict[str, str] = {}
 checked = {"asked": 0, "guaranteed": 0, "trained": 0}
 
 
@@ -210,12 +211,14 @@ checked = {"asked": 0, "guaranteed": 0, "trained": 0}
     (*GAUSSIAN, *CONSTANT, *LIMITED, "network.server_bps=1500", "network.partial=true"), Neighbour(slowdown=1e6), False
 )
 @example((*GAUSSIAN, *CONSTANT, *REACHED), Neighbour(slowdown=30.0), False)
+@example((*GAUSSIAN, *CONSTANT, *LIMITED, "network.bandwidth_path=TRACES"), Neighbour(slowdown=30.0), False)
 @example((*GAUSSIAN, *CONSTANT, *LIMITED, *REACHED), Neighbour(slowdown=30.0), False)
 @example((*GAUSSIAN, *CONSTANT, *LIMITED, *REACHED, "network.wait_out=true"), Neighbour(slowdown=30.0), False)
 @example((*GAUSSIAN, "heterogeneity.missing=1.0"), Neighbour(gone=True), True)
 @example((*GAUSSIAN, "privacy.weight_cap=6", "algorithm.name=scaffold"), Neighbour(), True)
 def look(overrides: tuple[str, ...], neighbour: Neighbour, train: bool) -> None:
     checked["asked"] += 1
+    overrides = tuple(text.replace("TRACES", places["traces"]) for text in overrides)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -258,7 +261,11 @@ def look(overrides: tuple[str, ...], neighbour: Neighbour, train: bool) -> None:
         assert a.noise == b.noise
 
 
-def test_what_the_accountant_counts_is_all_that_differs() -> None:
+def test_what_the_accountant_counts_is_all_that_differs(tmp_path: Path) -> None:
+    places["traces"] = str(tmp_path)
+    for number, slowest in enumerate((0.0005, 0.00065)):
+        lines = [f"{3 * i} {slowest * (1 + i % 4)}" for i in range(9)]
+        (tmp_path / f"{number}.txt").write_text("\n".join(lines))
     look()
     assert checked["guaranteed"] >= checked["asked"] / 4  # the rest is refused
     assert checked["trained"] > 2  # more than the examples above

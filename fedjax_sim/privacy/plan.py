@@ -157,7 +157,7 @@ def privatize(
     fixed size, replaces one (twice the sensitivity); under "round_robin" and "all" one client's messages become zeros
     and its turns are public. Weights are uniform or `min(examples / weight_cap, 1)`, and the denominator is their
     expectation, the same in every round; sizes are taken to be public where they enter it, and so is `N`, which gives
-    the rate of "poisson".
+    the rate of "poisson". Nobody's presence may change who else counts: on a clock, see `network.coupling`.
 
     What is guaranteed is guaranteed of one run, and of the models it makes: epsilons and deltas of several runs on the
     same clients add up, and so does what a model that training starts from has spent on them.
