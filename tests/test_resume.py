@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import one_line
 from runs import QUICK, commands
 
 from fedjax_sim import InputError
+from fedjax_sim.core.tune import remember, signature
 from fedjax_sim.experiment import checkpoint
+from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.checkpoint import Saved
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.folder import locked
@@ -183,3 +186,31 @@ def test_what_a_first_checkpoint_left_when_it_was_killed_is_taken_away(tmp_path:
     (found,) = place.iterdir()
     assert found.name.startswith("3.")
     assert checkpoint.rounds_saved(tmp_path) == [3]
+
+
+# --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_keeps_the_lanes_that_it_began_with_whatever_others_find_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    """Taken up from a checkpoint, or from the beginning where it was killed before there was any."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    overrides = [*COMMON, f"output.folder={tmp_path}", "output.checkpoint_every=100"]
+    built = build(load_config(None, overrides))
+    training = built.config.training
+    of_run = signature(built.model.params, jax.local_devices()[:1], algorithm="fedavg", batch_size=training.batch_size,
+                       cohort_size=training.clients_per_round)  # fmt: skip
+    remember(of_run, 3)
+    run(load_config(None, [*overrides, "output.name=whole"]))
+    assert run(load_config(None, [*overrides, "output.name=parts"]), stop=After(1)).status == "interrupted"
+    folder = tmp_path / "parts"
+    if not saved:
+        shutil.rmtree(folder / checkpoint.FOLDER)
+    remember(of_run, 2)
+    resume(folder)
+    assert {row["lanes"] for row in read_history(folder / "history.jsonl")} == {3}
+    assert left(folder) == left(tmp_path / "whole")
+    run(load_config(None, [*overrides, "output.name=later"]))
+    assert {row["lanes"] for row in read_history(tmp_path / "later" / "history.jsonl")} == {2}

@@ -2,8 +2,9 @@
 learning.
 
 Items are sorted by cost and cut into blocks of `lanes`; blocks go to devices so that loads are even; each device scans
-its own blocks, and the lanes of a block run together under `vmap`. Results do not depend on any of it beyond the order
-of sums.
+its own blocks, and the lanes of a block run together under `vmap`. Results do not depend on any of it beyond the
+rounding of float32: sums are made in another order, and what works on more lanes at once may round otherwise, so that
+equal numbers to the last bit need equal lanes and devices.
 """
 
 from collections.abc import Callable, Sequence

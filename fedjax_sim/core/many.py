@@ -31,7 +31,7 @@ def make_many(
     Args:
       advance: `(state, given, shared) -> (state, outputs)`, of one run.
       devices: the runs are dealt to them.
-      width: runs at once on a device under `vmap`; results do not depend on it.
+      width: runs at once on a device under `vmap`; results do not depend on it beyond the rounding of float32.
 
     Returns:
       `many(states [T, ...], given [T, ...], shared, active bool[T]) -> (states, outputs [T, ...])`, jitted, where `T`

@@ -9,9 +9,9 @@ and for two classes `test_auc`, None where the model was not evaluated; whatever
 `clip_norm`, `signal_norm` and `noise_norm` of private ones; with noise, `epsilon` spent until then and whether there is
 a `guarantee`; with a simulated clock, `asked` clients, of which messages were `late` or never came (`dropped`),
 `staleness` (mean over messages, in rounds) and `stalest`, `round_seconds`, `waited_seconds` until anybody could be
-reached, `simulated_seconds` since the start, and the `slowest` client, whose message came last; and `most_steps` where
-local steps are adapted. A number that is not finite becomes None. What single clients did is in a file of its own, see
-`per_client`.
+reached, `simulated_seconds` since the start, and the `slowest` client, whose message came last; `most_steps` where
+local steps are adapted; and `lanes`, the clients trained at once on a device. A number that is not finite becomes None.
+What single clients did is in a file of its own, see `per_client`.
 """
 
 import json

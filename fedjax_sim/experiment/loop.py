@@ -15,6 +15,7 @@ from fedjax_sim.core.buffered import BufferedState
 from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import HostMemory
+from fedjax_sim.core.round import default_lanes
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment import checkpoint
@@ -76,6 +77,7 @@ class Loop:
         origin: Origin | None = None,
         past: Sequence[Past] = (),
         found: Arrays | None = None,
+        lanes: int | None = None,
     ):
         """Starts a run, or takes it up after the rounds of `history`, for which there is a checkpoint.
 
@@ -88,6 +90,7 @@ class Loop:
           origin: what they were made from.
           past: what those of them spent that were done under other privacy.
           found: what the checkpoint after them holds.
+          lanes: with which the run was begun, where it has to begin anew.
 
         Raises:
           InputError: a checkpoint or a history that is not of the run that `origin` tells of.
@@ -116,13 +119,15 @@ class Loop:
             cohort_size=self.driver.slots,
         )  # fmt: skip
         asked = config.execution.lanes
-        lanes = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
-        self.undecided = lanes is None and self.driver.turns is None and memory is None
+        known = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
+        lanes = lanes if asked == "auto" and lanes is not None else known
+        self.undecided = known is None and self.driver.turns is None and memory is None
         if found is not None:
             like = self.saved(lanes)
             saved = checkpoint.restore(found, like)
             self.state, self.best = saved.state, saved.best
-            lanes = int(saved.lanes) if saved.lanes >= 0 else None
+            if asked == "auto":  # whatever other runs have found out since
+                lanes = int(saved.lanes) if saved.lanes >= 0 else None
             self.driver.most = int(saved.most_steps) if saved.most_steps >= 0 else None
             self._count_what_was_spent()
             self._check_origin(like, saved)
@@ -239,6 +244,7 @@ class Loop:
                 row = with_clock(row, steps[i], before, driver.simulation.beside_bits(steps[i]))
             if driver.most is not None:
                 row["most_steps"] = driver.most
+            row["lanes"] = self.lanes or default_lanes(driver.slots, self.devices)
             if self.ledger is not None:
                 epsilon = self.ledger.spend(cohorts[i])
                 self.spent = epsilon = None if epsilon is None else max(epsilon, self.spent or 0.0)

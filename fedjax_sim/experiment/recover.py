@@ -27,6 +27,7 @@ class Point(NamedTuple):
     found: Arrays | None = None  # of the checkpoint; None where the run begins
     memory: HostMemory | None = None  # of the clients, where it is on disk
     spoiled: tuple[str, ...] = ()  # later checkpoints, and why they are of no use
+    lanes: int | None = None  # with which a run began that has to begin anew
 
 
 def latest(folder: Path, experiment: Experiment) -> Point:
@@ -64,8 +65,9 @@ def latest(folder: Path, experiment: Experiment) -> Point:
 def settle(folder: Path, experiment: Experiment, point: Point) -> Point:
     """Makes a point the one that the run goes on from, and says so where that is not where it ended. Checkpoints and
     rows after it are removed, since those rounds are done again; rows without any checkpoint are kept beside."""
-    done, memory, kept = len(point.history), point.memory, None
+    done, memory, kept, lanes = len(point.history), point.memory, None, None
     if point.found is None:
+        lanes = _first_lanes(folder / HISTORY)
         kept = _set_aside(folder / HISTORY) if point.spoiled else None
         for name in (checkpoint.FOLDER, MEMORY):
             remove(folder / name)
@@ -81,7 +83,16 @@ def settle(folder: Path, experiment: Experiment, point: Point) -> Point:
         aside = f", and the rounds that were done are in {kept}" if kept else ""
         what = f"the run goes on{where}{aside}, for checkpoints are of no use"
         warnings.warn(f"{folder}: {what} ({'; '.join(point.spoiled)})", stacklevel=3)
-    return point._replace(memory=memory)
+    return point._replace(memory=memory, lanes=lanes)
+
+
+def _first_lanes(path: Path) -> int | None:
+    """The lanes of the first round in a history, if it is there and says so."""
+    try:
+        lanes = next(rows_of(path), {}).get("lanes")
+    except InputError:
+        return None
+    return lanes if isinstance(lanes, int) and not isinstance(lanes, bool) and lanes >= 1 else None
 
 
 def _rows_before(path: Path, done: int, written: np.ndarray) -> tuple[History | None, str]:

@@ -162,7 +162,7 @@ def _train(
 ) -> Summary:  # fmt: skip
     """The rounds after a point, and what is left in the folder at the end. `changed`: the last change of
     `origin` is to be written, once the checkpoint is known to go with it."""
-    history, found, memory, _ = point
+    history, found, memory, _, lanes = point
     config, begun, done = experiment.config, time.perf_counter(), len(history)
     before = history.last["elapsed_seconds"] if history.last else 0.0
     status, divergence, own_tests = "finished", None, None
@@ -171,7 +171,7 @@ def _train(
         table = opened.enter_context(closing(Table(folder / FILE, done))) if keeps_clients(experiment) else None
         try:
             audience.reporter.built(experiment, folder)
-            loop = Loop(experiment, devices, memory, folder, history, origin, earlier, found)
+            loop = Loop(experiment, devices, memory, folder, history, origin, earlier, found, lanes)
             past = Rows(folder / HISTORY, done)
             if changed:  # in this order: a kill in between leaves a change that has to be asked for again
                 _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))

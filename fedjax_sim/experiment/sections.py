@@ -219,7 +219,8 @@ class Privacy(Section):
 
 
 class Execution(Section):
-    """Where and how wide; results do not depend on it beyond the order of sums."""
+    """Where and how wide; results do not depend on it beyond the rounding of float32. The history holds the lanes of
+    each round, and a run that is resumed keeps them."""
 
     lanes: Count | Literal["auto"] = Field(
         default="auto", description="clients trained at once on a device; auto tries widths in a long run and remembers"
