@@ -16,10 +16,10 @@ from fedjax_sim.core.tune import remember, signature
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.checkpoint import Saved
+from fedjax_sim.experiment.choosing import stalled
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.folder import locked
 from fedjax_sim.experiment.history import read_history
-from fedjax_sim.experiment.loop import has_stalled
 from fedjax_sim.experiment.run import resume, run
 
 ROUNDS = 6
@@ -125,10 +125,15 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path: Path, 
 
 
 def test_the_budget_and_a_plateau_end_a_resumed_run_where_they_would_have(tmp_path: Path) -> None:
-    assert not has_stalled([0.1, 0.2], 2, 0.0)
-    assert has_stalled([0.5, 0.4, 0.5], 2, 0.0)
-    assert not has_stalled([0.5, 0.4, 0.51], 2, 0.0)
-    assert has_stalled([0.5, 0.4, 0.51], 2, 0.02)
+    def equal_losses(*values: float) -> list[tuple[float, float]]:
+        return [(value, -1.0) for value in values]
+
+    assert not stalled(equal_losses(0.1, 0.2), 2, 0.0)
+    assert stalled(equal_losses(0.5, 0.4, 0.5), 2, 0.0)
+    assert not stalled(equal_losses(0.5, 0.4, 0.51), 2, 0.0)
+    assert stalled(equal_losses(0.5, 0.4, 0.51), 2, 0.02)
+    assert not stalled([(0.95, -0.3), (0.95, -0.25), (0.95, -0.2)], 2, 0.0)  # equally right, and surer of it
+    assert stalled([(0.95, -0.2), (0.95, -0.3)], 1, 0.0)
     overrides = [*QUICK, "training.rounds=9", "training.evaluate_every=1", "training.patience=2",
                  "training.min_improvement=0.9", f"output.folder={tmp_path}"]  # fmt: skip
     whole = run(load_config(None, [*overrides, "output.name=whole"]))

@@ -46,6 +46,7 @@ class FederatedData(NamedTuple):
     source: str = ""  # where it comes from, in a few words
     vocabulary: int | None = None  # number of codes, where inputs are codes of characters or words
     pooled: tuple[str, ...] = ()  # what was worked out from all clients' examples together and is in every example
+    validation: Examples | None = None  # arrays [validation, ...] that clients hold out of training, to choose by
 
     @property
     def num_clients(self) -> int:

@@ -33,7 +33,7 @@ from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import planned
 from fedjax_sim.experiment.config import Config
-from fedjax_sim.experiment.federation import GIVEN, held_out_examples
+from fedjax_sim.experiment.federation import GIVEN, held_out_examples, validation_share
 from fedjax_sim.experiment.folder import studied
 from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.space import refuse_many
@@ -91,9 +91,10 @@ def diagnose(
         raise InputError("data: missing, and the experiment was built on data of its own; give them")
     folder, began = Path(folder), time.perf_counter()
     mark = Marks(data)(config, [*_seeds(config, seeds), *_tuning(config)])
+    world = World(config).set({"training.validation_fraction": validation_share(config)})  # the same in every world
     with studied(folder, config) as keep:
         lab = Laboratory(folder, devices or jax.local_devices(), data=data, mark=mark, keep=keep, told=told)
-        found = _Examination(lab, World(config), seeds, causes, seen).examine(remedies)
+        found = _Examination(lab, world, seeds, causes, seen).examine(remedies)
     seconds = time.perf_counter() - began
     return found._replace(runs=lab.trained, programs=lab.compiled, seconds=round(seconds, 1))
 

@@ -20,7 +20,7 @@ from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.compress import compressed, with_downlink
 from fedjax_sim.experiment.config import Config, Privacy
 from fedjax_sim.experiment.explain import look_up
-from fedjax_sim.experiment.federation import Change, make_cohorts, make_federation
+from fedjax_sim.experiment.federation import Change, make_cohorts, make_federation, validation_share
 from fedjax_sim.experiment.section import Section
 from fedjax_sim.models import MODELS, Model, build_model, freeze, load_leaves, lora, train_only, warm_start
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
@@ -190,7 +190,9 @@ def _with_defaults(config: Config) -> Config:
         settled["server_learning_rate"] = 1.0 if default is None else default.default
     attack, choices = config.attack, {"none": none, **DATA_ATTACKS, **MESSAGE_ATTACKS}
     harm = _options(attack, "attack", look_up("attack.name", attack.name, choices), _ATTACK_COMMON)
+    training = config.training.model_copy(update={"validation_fraction": validation_share(config)})
     update = {"algorithm": given.model_copy(update=settled), "attack": attack.model_copy(update=harm)}
+    update["training"] = training
     return config.model_copy(update=update)
 
 

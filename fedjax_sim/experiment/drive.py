@@ -22,7 +22,7 @@ from fedjax_sim.core.types import Cohort, RoundMetrics, RoundState
 from fedjax_sim.data import FederatedData, draw_rounds, phase_at, stream
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import VERSIONS, Clock
-from fedjax_sim.experiment.federation import held_out_examples
+from fedjax_sim.experiment.federation import held_out_examples, majority, validation_examples
 from fedjax_sim.experiment.history import History
 from fedjax_sim.network import ServerStep
 
@@ -67,7 +67,8 @@ class Driver:
         self.steps: deque[np.ndarray] = deque()  # of the clients in cohorts to come
         self.held: Any = None  # streamed examples of some rounds
         self.held_from = self.held_until = 0
-        self.held_out: Any = None
+        self.held_out: dict[str, Any] = {}
+        self.majority: dict[str, float] = {}
         if self.streams and experiment.config.training.adapt_steps != "none":
             raise InputError(
                 "training.adapt_steps: a streamed population is planned ahead; set execution.memory=device"
@@ -192,8 +193,9 @@ class Driver:
             self.held = self.held._replace(most_steps=self.place(self.steps.popleft()))
         self.held_from, self.held_until = first, first + self.held.ids.shape[0]
 
-    def test(self, round: int) -> Any:
-        """What the model of this round is tested on, on the first device; None where there is nothing."""
+    def examined(self, round: int) -> dict[str, Any]:
+        """What the model of this round is measured on, on the first device: "test" and "validation", as far as there
+        are such examples. `majority` has the share of the most frequent class in each."""
         self._load(round)
         return self.held_out
 
@@ -210,8 +212,9 @@ class Driver:
         if phase.start == self.start:
             return
         self.start = phase.start
-        held = held_out_examples(phase.data)
-        self.held_out = None if held is None else jax.device_put(held, self.devices[0])
+        parts = {"test": held_out_examples(phase.data), "validation": validation_examples(phase.data)}
+        self.held_out = {on: jax.device_put(part, self.devices[0]) for on, part in parts.items() if part is not None}
+        self.majority = {on: majority(part["labels"]) for on, part in parts.items() if part is not None}
         if self.streams:
             self.cohorts = stream(phase.data, self._tables(round, phase.data), place=self.place)
             self.held_until = round

@@ -27,12 +27,14 @@ from fedjax_sim.data import (
 from fedjax_sim.data.convert import narrowed, unscaled
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.data.sound import check_federation
+from fedjax_sim.data.validation import hold_out
 from fedjax_sim.experiment.config import Config, Data, sampled
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.section import Section
 
 STORE, COLUMN, GIVEN = "store", "column", "given"
 DEFAULT_PARTITION, DEFAULT_CLIENTS, DEFAULT_COHORT = "dirichlet", 20, 10
+HELD_OUT = 0.1  # of each client's training examples, where `training.patience` chooses and nothing else is asked for
 SHIFTED_BYTES = 4e9  # of a federation on disk, up to which dials copy it into memory
 
 # settings of [data] that are no options of a source or a partition
@@ -79,7 +81,8 @@ def make_federation(config: Config, changes: Sequence[Change] = (), given: Feder
         phases.append(Phase(config.heterogeneity.drift_round - 1, changed))
         if phases[1].start == 0:
             del phases[0]
-    config, sampler = make_cohorts(config, data)
+    phases = [phase._replace(data=_held_out(config, phase.data)) for phase in phases]
+    config, sampler = make_cohorts(config, _held_out(config, data) if phases[0].start else phases[0].data)
     return Federation(config.model_copy(update={"data": settings}), tuple(phases), sampler)
 
 
@@ -214,17 +217,53 @@ def _dialled(config: Config, data: FederatedData) -> FederatedData:
     section: Section = config.heterogeneity
     for name, dial in {**SHIFTS, **DISAGREEMENTS}.items():
         if severity := getattr(section, name):
-            held = sum(array.nbytes for array in data.examples.values() if isinstance(array.base, mmap.mmap))
-            if held > SHIFTED_BYTES:
-                raise InputError(
-                    f"heterogeneity.{name}: it would copy {held / 1e9:.0f} GB from disk into memory; "
-                    "apply it before writing the federation"
-                )
+            _refuse_to_copy(f"heterogeneity.{name}", data)
             data = dial(data, severity, seed=config.data.seed)
     return data
+
+
+def _refuse_to_copy(setting: str, data: FederatedData) -> None:
+    held = sum(array.nbytes for array in data.examples.values() if isinstance(array.base, mmap.mmap))
+    if held > SHIFTED_BYTES:
+        raise InputError(
+            f"{setting}: it would copy {held / 1e9:.0f} GB from disk into memory; apply it before writing the "
+            "federation"
+        )
+
+
+def validation_share(config: Config) -> float:
+    """The share of each client's training examples that is held out to choose the best round by. Of its own accord none
+    is under privacy, where a choice on clients' examples would have to be paid for."""
+    asked = config.training.validation_fraction
+    chooses = config.training.patience is not None and config.privacy.mechanism == "none"
+    return (HELD_OUT if chooses else 0.0) if asked == "auto" else asked
+
+
+def _held_out(config: Config, data: FederatedData) -> FederatedData:
+    """`data` without the examples that are held out of training."""
+    share = validation_share(config)
+    if not share:
+        return data
+    _refuse_to_copy("training.validation_fraction", data)
+    try:
+        return hold_out(data, share, config.data.seed)
+    except InputError as error:
+        raise InputError(f"training.{error}") from None
 
 
 def held_out_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
     """What the global model is tested on: the global test set, else all that clients keep for testing."""
     held = data.test if data.test is not None or data.local_test is None else data.local_test.examples
     return None if held is None else {field: narrowed(field, array) for field, array in held.items()}
+
+
+def validation_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
+    """What clients hold out of training, to choose on."""
+    held = data.validation
+    return None if held is None else {field: narrowed(field, array) for field, array in held.items()}
+
+
+def majority(labels: Any) -> float:
+    """The share of the most frequent class: what always answering it reaches."""
+    counts = np.bincount(np.asarray(labels, np.int64))
+    return float(counts.max() / max(counts.sum(), 1))

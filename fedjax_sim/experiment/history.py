@@ -5,7 +5,9 @@ means over its clients weighted by examples; `drift`, `update_norm` and `cosine`
 what is not finite and were left out, of these means too; `aggregate_norm`, `gradient_diversity`, `effective_clients`;
 `uplink_bits` and `downlink_bits` in all, with a clock those of messages that came too late, too; `elapsed_seconds`
 since the start of the run; `test_accuracy`, `test_loss`, `test_ece` (calibration error), `test_class_accuracy` (a list)
-and for two classes `test_auc`, None where the model was not evaluated; whatever else the algorithm reports, `clipped`,
+and their mean `test_balanced_accuracy`, for two classes `test_auc`, and `test_majority`, the accuracy of always
+answering the most frequent class, likewise `validation_accuracy` and so on where examples are held out, and the
+`best_round` so far, None where the model was not evaluated; whatever else the algorithm reports, `clipped`,
 `clip_norm`, `signal_norm` and `noise_norm` of private ones; with noise, `epsilon` spent until then and whether there is
 a `guarantee`; with a simulated clock, `asked` clients, of which messages were `late` or never came (`dropped`),
 `staleness` (mean over messages, in rounds) and `stalest`, `round_seconds`, `waited_seconds` until anybody could be
@@ -83,6 +85,11 @@ class History:
         there = ~np.isnan(values)
         return np.array(self._rounds)[there], values[there]
 
+    def latest(self, name: str) -> float | None:
+        """A quantity when it was last measured."""
+        values = self.column(name)[1]
+        return float(values[-1]) if len(values) else None
+
     def lists(self, name: str) -> tuple[list[float], list[list[Any]]]:
         """Rounds and values of a quantity that is a list, where it was measured."""
         return self._lists.get(name, ([], []))
@@ -125,6 +132,9 @@ def row_of(metrics: RoundMetrics, round_number: int, *, elapsed_seconds: float) 
         "test_loss": None,
         "test_ece": None,
         "test_class_accuracy": None,
+        "test_balanced_accuracy": None,
+        "test_majority": None,
+        "best_round": None,
         **{name: _finite(value) for name, value in metrics.extra.items()},
     }
 
@@ -148,9 +158,9 @@ def with_clock(row: Row, step: ServerStep, before: float, beside_bits: tuple[int
     }
 
 
-def with_test(row: Row, test: dict[str, Any]) -> Row:
-    """`row` with the test metrics {"accuracy", "loss", ...} of the model after that round."""
-    return {**row, **{f"test_{name}": _listed(v) if np.ndim(v) else _finite(v) for name, v in test.items()}}
+def with_test(row: Row, test: dict[str, Any], on: str = "test") -> Row:
+    """`row` with metrics {"accuracy", "loss", ...} of the model after that round, on the test set or other examples."""
+    return {**row, **{f"{on}_{name}": _listed(v) if np.ndim(v) else _finite(v) for name, v in test.items()}}
 
 
 def first_not_finite(metrics: RoundMetrics) -> str | None:

@@ -21,6 +21,7 @@ from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Arrays, Saved
+from fedjax_sim.experiment.choosing import WORST, best, choice, stalled
 from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
@@ -44,13 +45,6 @@ class Step(NamedTuple):
     entries: np.ndarray | None = None  # of single clients, if they are kept
     status: str | None = None  # where training ends with them: "finished", "plateau", "spent" or "diverged"
     divergence: Divergence | None = None
-
-
-def has_stalled(accuracies: list[float], patience: int | None, least: float) -> bool:
-    """The last `patience` evaluations brought no accuracy over the best one before them plus `least`."""
-    if patience is None or len(accuracies) <= patience:
-        return False
-    return max(accuracies[-patience:]) <= max(accuracies[:-patience]) + least
 
 
 def keeps_clients(experiment: Experiment) -> bool:
@@ -101,7 +95,10 @@ class Loop:
         for row in Rows(folder / HISTORY, self.done):
             self.written.update(identity(row))
         config, training = experiment.config, experiment.config.training
-        self.accuracies = history.column("test_accuracy")[1].tolist()
+        self.choice = choice(experiment.data)
+        scores = self.choice.scores(history) if self.choice else []
+        self.scores = [score for _, score in scores]
+        self.best_round = best(scores)
         self.began, self.base = time.perf_counter(), self.last["elapsed_seconds"] if self.last else 0.0
         self.block = min(training.evaluate_every, training.rounds)
         self.driver = Driver(experiment, devices, block=self.block, memory=memory, history=history)
@@ -257,21 +254,28 @@ class Loop:
         self.first = self.first or rows[0]
         done = self.done + rounds
         last = "finished" if done == training.rounds else "spent" if over else None
-        test = driver.test(done - 1) if done % self.block == 0 or last else None
-        if test is not None:
-            params = jax.device_put(self.federation.params, self.devices[0])
-            values = jax.tree.map(np.asarray, self.evaluate(params, test) | self.calibrate(params, test))
-            values.pop("class_loss", None)
-            rows[-1] = with_test(rows[-1], values)
-            if not np.isfinite(values["loss"]):
-                return Step(rows, _together(found), "diverged", Divergence(done, "test_loss"))
-            accuracy = rows[-1]["test_accuracy"]
-            if accuracy > max(self.accuracies, default=-1.0):
-                self.best = jax.tree.map(np.asarray, self.federation.params)
-            self.accuracies.append(accuracy)
-            stalled = has_stalled(self.accuracies, training.patience, training.min_improvement)
-            last = last or ("plateau" if stalled else None)
+        examined = driver.examined(done - 1) if done % self.block == 0 or last else {}
+        for on, examples in examined.items():
+            rows[-1] = with_test(rows[-1], self._measured(on, examples), on)
+            if rows[-1][f"{on}_loss"] is None:
+                return Step(rows, _together(found), "diverged", Divergence(done, f"{on}_loss"))
+        if examined and self.choice is not None:
+            score = self.choice.score(rows[-1])
+            if score > max(self.scores, default=WORST):
+                self.best, self.best_round = jax.tree.map(np.asarray, self.federation.params), done
+            rows[-1]["best_round"] = self.best_round
+            self.scores.append(score)
+            last = last or ("plateau" if stalled(self.scores, training.patience, training.min_improvement) else None)
         return Step(rows, _together(found), last)
+
+    def _measured(self, on: str, examples: Any) -> dict[str, Any]:
+        """How good the global model is on these examples."""
+        params = jax.device_put(self.federation.params, self.devices[0])
+        values = jax.tree.map(np.asarray, self.evaluate(params, examples) | self.calibrate(params, examples))
+        values.pop("class_loss", None)
+        of_classes = values["class_accuracy"]
+        balanced = of_classes[~np.isnan(of_classes)].mean(dtype=np.float64)
+        return {**values, "balanced_accuracy": balanced, "majority": self.driver.majority[on]}
 
     def _adapt(self, row: Row) -> None:
         """Local steps of the rounds to come."""

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from fedjax_sim._interrupt import interrupt
 from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.choosing import CALLED, said
 from fedjax_sim.experiment.history import Row
 from fedjax_sim.experiment.run import Reporter
 from fedjax_sim.experiment.summary import Summary
@@ -193,10 +194,11 @@ def describe(experiment: Experiment) -> str:
 
 def closing(summary: Summary, asked_rounds: int) -> list[str]:
     """The last lines: what was reached, and where it lies."""
+    measured = CALLED.get(summary.chosen_by or "", "accuracy")
     how = {
         "finished": f"Finished {summary.rounds} rounds",
         "spent": f"Stopped after {summary.rounds} of {asked_rounds} rounds, for one more exceeds the privacy budget,",
-        "plateau": f"Stopped after {summary.rounds} of {asked_rounds} rounds, for accuracy has stopped improving,",
+        "plateau": f"Stopped after {summary.rounds} of {asked_rounds} rounds, for {measured} has stopped improving,",
         "interrupted": f"Interrupted after {summary.rounds} of {asked_rounds} rounds",
         "diverged": f"Stopped after {summary.rounds} of {asked_rounds} rounds",
     }[summary.status]
@@ -213,8 +215,10 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
             "if the model does not learn, lower algorithm.learning_rate, or the noise if there is any."
         )
     if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
-        best = f" (best {summary.best_test_accuracy:.1%} in round {summary.best_round})"
-        lines.append(f"Test accuracy {summary.test_accuracy:.1%}{best}, {_sent(summary)}.")
+        best = f"in round {summary.best_round}, {summary.best_test_accuracy:.1%}"
+        beside = scores(summary.test_balanced_accuracy, summary.test_auc, summary.majority_share)
+        chosen = said(summary.chosen_by or "", summary.chosen_on or "")
+        lines.append(f"Test accuracy {summary.test_accuracy:.1%}{beside}, {_sent(summary)}. Best {best}: {chosen}.")
     if summary.simulated_seconds is not None:
         slowest, last = summary.slowest, ""
         if slowest is not None and 3 * slowest.rounds >= summary.rounds:
@@ -256,6 +260,14 @@ def _print(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def scores(balanced: float | None, auc: float | None, majority: float | None) -> str:
+    """What is to be seen beside an accuracy: what the constant answer reaches, and what does not reward that."""
+    told = [] if balanced is None else [f"balanced {balanced:.1%}"]
+    told += [] if auc is None else [f"AUC {auc:.3f}"]
+    told += [] if majority is None else [f"constant answer {majority:.1%}"]
+    return f" ({', '.join(told)})" if told else ""
+
+
 class _Seen:
     """What has been told of a run so far."""
 
@@ -267,8 +279,10 @@ class _Seen:
         self.started = self.started if self.rounds else rows[0]["elapsed_seconds"]
         self.rounds, self.last = self.rounds + len(rows), rows[-1]
         self.waited = sum(row.get("waited_seconds") or 0.0 for row in rows)
-        tested = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
-        self.accuracy = f"{tested[-1]:.1%}" if tested else self.accuracy
+        tested = [row for row in rows if row["test_accuracy"] is not None]
+        if tested:
+            beside = (tested[-1].get(f"test_{name}") for name in ("balanced_accuracy", "auc", "majority"))
+            self.accuracy = f"{tested[-1]['test_accuracy']:.1%}{scores(*beside)}"
 
     def clock(self) -> str:
         """The simulated time, and whether the latest rounds had to wait for anybody to be reached."""

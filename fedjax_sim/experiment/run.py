@@ -13,6 +13,7 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment, build
+from fedjax_sim.experiment.choosing import choice
 from fedjax_sim.experiment.clients import evaluate_clients
 from fedjax_sim.experiment.config import Config, load_config, to_toml
 from fedjax_sim.experiment.folder import (
@@ -212,6 +213,7 @@ def _train(
         promise=promise(experiment.private, earlier),
         environment=environment(devices, config),
         changes=[change.sentence() for change in origin.changes],
+        choice=choice(experiment.data),
     )
     write_json(folder / SUMMARY, summary.plain())
     return _leave(folder, history, summary, audience)
@@ -263,8 +265,8 @@ def _ended(folder: Path) -> Summary | None:
 
 
 def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
-    """All parameters of the last model and, if any was tested, of the best, as folders of arrays."""
-    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if loop.accuracies else None}
+    """All parameters of the last model and, if any was chosen, of the best, as folders of arrays."""
+    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if loop.best_round else None}
     for name, params in models.items():
         if params is not None:
             partial = folder / f"{name}{PARTIAL}"

@@ -179,10 +179,15 @@ class Training(Section):
     adapt_every: int = Field(default=10, ge=1, le=100_000, description="rounds between two changes of the local steps")
     evaluate_every: int = Field(default=5, ge=1, le=100_000, description="rounds between evaluations on the test set")
     patience: Count | None = Field(
-        default=None, description="stop when so many evaluations in a row brought no better accuracy than before them"
+        default=None, description="stop when so many evaluations in a row brought nothing better than before them"
     )
     min_improvement: float = Field(
-        default=0.0, ge=0, lt=1, description="by how much an accuracy must be better for that"
+        default=0.0, ge=0, lt=1, description="by how much accuracy, balanced accuracy or AUC must be better for that"
+    )
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="share of each client's training examples held out to choose the best round by; auto holds 0.1 out "
+        "where patience is set, without privacy",
     )
     evaluate_clients: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=1000,

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fedjax_sim._validate import InputError
+from fedjax_sim.experiment.choosing import Choice
 from fedjax_sim.experiment.clients import ClientSummary
 from fedjax_sim.experiment.history import History, speed
 
@@ -37,8 +38,13 @@ class Summary(NamedTuple):
     last_loss: float | None  # likewise, of the last round's model
     test_accuracy: float | None  # at the last evaluation
     test_loss: float | None
-    best_test_accuracy: float | None
+    test_balanced_accuracy: float | None  # mean of the accuracies on each class, at the last evaluation
+    test_auc: float | None  # likewise, of two classes
+    majority_share: float | None  # of the test set: what always answering its most frequent class reaches
+    best_test_accuracy: float | None  # of the best round
     best_round: int | None
+    chosen_by: str | None  # what the best round is best in: "accuracy", "balanced_accuracy" or "auc"; then in loss
+    chosen_on: str | None  # "validation": examples held out of training; "test": the test set, too good there, then
     seconds: float  # of everything after the data were loaded
     start_seconds: float | None  # until the first round was done: mostly compilation
     rounds_per_second: float | None  # after the first round
@@ -87,11 +93,11 @@ def summarize(
     promise: str | None,
     environment: dict[str, Any],
     changes: list[str],
+    choice: Choice | None,
 ) -> Summary:
     """The summary of rounds, and of what is not in them."""
-    rounds, accuracies = history.column("test_accuracy")
-    losses = history.column("test_loss")[1]
-    best = int(accuracies.argmax()) if len(accuracies) else None
+    best = history.latest("best_round")
+    reached = None if best is None else history.every("test_accuracy")[int(best) - 1]
     first, last = history.first or {}, history.last or {}
     return Summary(
         status=status,
@@ -99,10 +105,15 @@ def summarize(
         rounds=len(history),
         first_loss=first.get("loss_before"),
         last_loss=last.get("loss_before"),
-        test_accuracy=float(accuracies[-1]) if len(accuracies) else None,
-        test_loss=float(losses[-1]) if len(losses) else None,
-        best_test_accuracy=None if best is None else float(accuracies[best]),
-        best_round=None if best is None else int(rounds[best]),
+        test_accuracy=history.latest("test_accuracy"),
+        test_loss=history.latest("test_loss"),
+        test_balanced_accuracy=history.latest("test_balanced_accuracy"),
+        test_auc=history.latest("test_auc"),
+        majority_share=history.latest("test_majority"),
+        best_test_accuracy=None if reached is None or np.isnan(reached) else float(reached),
+        best_round=None if best is None else int(best),
+        chosen_by=None if choice is None else choice.by,
+        chosen_on=None if choice is None else choice.on,
         seconds=round(seconds, 3),
         start_seconds=first.get("elapsed_seconds"),
         rounds_per_second=(rate := speed(history)) and round(rate, 3),

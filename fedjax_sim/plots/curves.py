@@ -28,11 +28,15 @@ def curves(history: History | Sequence[Row], path: str | Path, *, title: str = "
 
     accuracy = panel(axes[0, 0], "Test accuracy", "share classified rightly")
     rounds, shares = rows.column("test_accuracy")
-    accuracy.plot(rounds, shares, color=BLUE, marker="o", markersize=3)
+    accuracy.plot(*thin(rounds, shares), color=BLUE, label="all examples", marker="o", markersize=3)
+    _line(accuracy, rows, "test_balanced_accuracy", "mean over classes", GREEN)
+    _line(accuracy, rows, "test_majority", "always the most frequent class", ORANGE, linestyle="--")
+    _legend(accuracy)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     accuracy.set_ylim(0, 1.02)
     if len(shares):
-        best = shares.argmax()
+        chosen = np.flatnonzero(rounds == rows.latest("best_round"))
+        best = chosen[0] if len(chosen) else shares.argmax()
         accuracy.axhline(shares[best], color=GREY, linewidth=0.8, linestyle=":")
         text = f"best {shares[best]:.1%}, round {rounds[best]:.0f}"
         accuracy.annotate(text, (0.98, 0.06), xycoords="axes fraction", ha="right", color=GREY, fontsize=9)

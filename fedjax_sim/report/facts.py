@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim.experiment.choosing import CALLED, TEST, VALIDATION, said
 from fedjax_sim.experiment.history import History, is_number, speed
 from fedjax_sim.report.read import Run, clean, number
 
@@ -19,8 +20,12 @@ class Facts(NamedTuple):
     rounds: int
     asked_rounds: int | None
     accuracy: float | None
+    balanced_accuracy: float | None  # mean of the accuracies on each class
+    auc: float | None
+    majority: float | None  # the accuracy of always answering the most frequent class
     best: float | None
     best_round: int | None
+    chosen: str  # how the best round was chosen, in words; empty where the files do not say
     loss: float | None
     client_loss: float | None
     clients: int
@@ -41,7 +46,7 @@ def facts(run: Run) -> Facts:
     """From the summary, and from rows where it says nothing."""
     history, told = run.history, run.summary
     rounds, accuracies = history.column("test_accuracy")
-    best = int(accuracies.argmax()) if len(accuracies) else None
+    best = best_of(history)
     asked = number(run.settings, "training.rounds")
     own = [_clients(run.clients, kind) for kind in ("global", "personal")]
 
@@ -59,23 +64,40 @@ def facts(run: Run) -> Facts:
         rounds=len(history),
         asked_rounds=None if asked is None else int(asked),
         accuracy=float(accuracies[-1]) if len(accuracies) else None,
+        balanced_accuracy=history.latest("test_balanced_accuracy"),
+        auc=history.latest("test_auc"),
+        majority=history.latest("test_majority"),
         best=None if best is None else float(accuracies[best]),
         best_round=None if best is None else int(rounds[best]),
-        loss=_last(history, "test_loss"),
-        client_loss=_last(history, "loss_before"),
+        chosen=_chosen(told),
+        loss=history.latest("test_loss"),
+        client_loss=history.latest("loss_before"),
         clients=len(run.clients) or int(number(told, "own_tests", "clients") or 0),
         global_accuracy=own_of("global_accuracy", 0, 0),
         global_worst_tenth=own_of("global_worst_tenth", 0, 1),
         personal_accuracy=own_of("personal_accuracy", 1, 0),
         personal_worst_tenth=own_of("personal_worst_tenth", 1, 1),
-        epsilon=_last(history, "epsilon") if history else number(told, "epsilon"),
+        epsilon=history.latest("epsilon") if history else number(told, "epsilon"),
         guarantee=_guarantee(run),
         up_bytes=bits[0] if history else None,
         down_bytes=bits[1] if history else None,
-        simulated_seconds=_last(history, "simulated_seconds"),
-        seconds=of("seconds", _last(history, "elapsed_seconds")),
+        simulated_seconds=history.latest("simulated_seconds"),
+        seconds=of("seconds", history.latest("elapsed_seconds")),
         rounds_per_second=of("rounds_per_second", speed(history)),
     )
+
+
+def best_of(history: History) -> int | None:
+    """The place of the best round among those with a test accuracy: the one that was chosen, or where the rows do not
+    say which, that of the highest accuracy."""
+    rounds, accuracies = history.column("test_accuracy")
+    chosen = np.flatnonzero(rounds == history.latest("best_round"))
+    return int(chosen[0]) if len(chosen) else int(accuracies.argmax()) if len(accuracies) else None
+
+
+def _chosen(summary: dict[str, Any]) -> str:
+    by, on = (summary.get(name) for name in ("chosen_by", "chosen_on"))
+    return said(by, on) if by in CALLED and on in (VALIDATION, TEST) else ""
 
 
 def worst_tenth(values: Sequence[Any]) -> int:
@@ -88,11 +110,6 @@ def _clients(clients: list[dict[str, Any]], kind: str) -> tuple[float, float] | 
     if not values:
         return None
     return float(np.mean(values)), float(np.mean(values[: worst_tenth(values)]))
-
-
-def _last(history: History, name: str) -> float | None:
-    values = history.column(name)[1]
-    return float(values[-1]) if len(values) else None
 
 
 def _guarantee(run: Run) -> str:
@@ -120,7 +137,9 @@ def verdict(run: Run, found: Facts) -> list[str]:
         sentences.append("The model was not tested." if run.history else "")
     else:
         at = f" (best {found.best:.1%} in round {found.best_round})" if found.best != found.accuracy else ", its best"
-        sentences += [f"The global model classifies {found.accuracy:.1%} of the test set rightly{at}.", trend(run)]
+        sentences += [f"The global model classifies {found.accuracy:.1%} of the test set rightly{at}.", *_beside(found)]
+        sentences += [f"The best round was {found.chosen}."] if found.chosen else []
+        sentences += [trend(run)]
     if found.global_accuracy is not None and found.personal_accuracy is not None:
         tenths = [found.global_worst_tenth, found.personal_worst_tenth]
         worst = ["" if tenth is None else f" (worst tenth {tenth:.1%})" for tenth in tenths]
@@ -139,6 +158,15 @@ def verdict(run: Run, found: Facts) -> list[str]:
     return [s for s in sentences if s]
 
 
+def _beside(found: Facts) -> list[str]:
+    """What an accuracy is to be compared with."""
+    told = [] if found.balanced_accuracy is None else [f"balanced accuracy {found.balanced_accuracy:.1%}"]
+    told += [] if found.auc is None else [f"AUC {found.auc:.3f}"]
+    if found.majority is not None:
+        told.append(f"always answering the most frequent class reaches {found.majority:.1%}")
+    return [f"{told[0][0].upper()}{'; '.join(told)[1:]}."] if told else []
+
+
 def ending(run: Run, found: Facts) -> str:
     """How far it came, and why no further."""
     asked = f" of {found.asked_rounds:,}" if found.asked_rounds else ""
@@ -152,10 +180,15 @@ def ending(run: Run, found: Facts) -> str:
     return {
         "finished": f"Finished {found.rounds:,} rounds.",
         "spent": f"Stopped by its privacy budget after {many}: one more would have exceeded it.",
-        "plateau": f"Stopped after {many}, for accuracy had stopped improving.",
+        "plateau": f"Stopped after {many}, for {_stalled(run)} had stopped improving.",
         "interrupted": f"Interrupted after {many}.",
         "unfinished": f"Unfinished: {many} are there, and no summary. It still runs, or was ended before its time.",
     }.get(run.status, f"Ended as {run.status!r} after {many}.")
+
+
+def _stalled(run: Run) -> str:
+    by = run.summary.get("chosen_by")
+    return CALLED.get(by, "accuracy") if isinstance(by, str) else "accuracy"
 
 
 def trend(run: Run) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_sim.experiment.history import is_number
 from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, POINTS, new_figure, panel, svg, thin
 from fedjax_sim.report.compare import Group, mean_curve
+from fedjax_sim.report.facts import best_of
 from fedjax_sim.report.read import Run, clean
 
 MARKED = 40  # points up to which each has a marker
@@ -99,13 +100,16 @@ def curves(run: Run) -> list[Figure | None]:
     history = run.history
     rounds, values = history.column("test_accuracy")
     best = ""
-    if len(values):
-        at = values.argmax()
-        best = f"; the best, {values[at]:.1%}, in round {rounds[at]:,.0f}"
+    if (at := best_of(history)) is not None:
+        best = f"; the best round, {rounds[at]:,.0f}, reaches {values[at]:.1%}"
+    drawn: list[Line] = [(None, rounds, values)]
+    beside = (("mean over classes", "test_balanced_accuracy"), ("the most frequent class", "test_majority"))
+    others = [(text, *history.column(name)) for text, name in beside if len(history.column(name)[0])]
+    drawn = [("all examples", rounds, values), *others] if others else drawn
     losses = (("clients, first local step", "loss_before"), ("clients, last local step", "loss_after"),
               ("test set", "test_loss"))  # fmt: skip
     return [
-        lines("accuracy", "Test accuracy", "share classified rightly", [(None, rounds, values)],
+        lines("accuracy", "Test accuracy", "share classified rightly", drawn,
               f"The global model on the test set{best}.", percent=True),
         lines("loss", "Loss", "per example", [(text, *history.column(name)) for text, name in losses],
               "First step: the global model on the clients' data. Last step: each client's own model on its data."),

@@ -24,6 +24,9 @@ class Table(NamedTuple):
 
 FACTS = {  # what is in a table for each run or group, and how it is written
     "accuracy": ("test accuracy", share),
+    "balanced_accuracy": ("balanced accuracy", share),
+    "auc": ("AUC", short),
+    "majority": ("most frequent class", share),
     "best": ("best", share),
     "loss": ("test loss", short),
     "client_loss": ("clients' loss", short),
@@ -53,6 +56,7 @@ def overview(run: Run, found: Facts) -> Table:
             continue
         if name == "best":
             rows.append(["best test accuracy", f"{text(value)} in round {found.best_round:,}"])
+            rows += [["best round", found.chosen]] if found.chosen else []
         else:
             rows.append([label, text(value)])
         if name == "epsilon" and found.guarantee:
