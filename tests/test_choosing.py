@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import one_line
@@ -20,6 +21,11 @@ from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.choosing import Choice, choice, rare
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.history import History
+from fedjax_sim.experiment.progress import how_ranked
+from fedjax_sim.experiment.space import parse_space
+from fedjax_sim.experiment.sweep import sweep
+from fedjax_sim.experiment.sweep import table as ranked
+from fedjax_sim.experiment.tune import tune
 
 RARE = ("data.name=csv", "model.name=logistic", "algorithm.learning_rate=0.003", "training.rounds=30",
         "training.evaluate_every=2", "training.local_epochs=1")  # fmt: skip
@@ -116,6 +122,34 @@ def test_examples_are_held_out_where_something_is_chosen(settings: tuple[str, ..
     told = choice(experiment.data)
     assert told is not None
     assert (told.on, told.of_clients) == (("validation", True) if fraction else ("test", False))
+
+
+def test_sweeps_and_searches_compare_by_auc_and_show_what_a_constant_answer_reaches(
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = load_config(None, [*QUICK, *RARE, f"data.path={table}", "training.rounds=4", "training.evaluate_every=2"])
+    trials = [{"algorithm.learning_rate": rate, "training.seed": 0} for rate in (1e-5, 0.02)]
+    results = sweep(base, trials, tmp_path / "sweep", jax.devices()[:1])
+    alone = trained(tmp_path / "run", *RARE, f"data.path={table}", "training.rounds=4", "algorithm.learning_rate=0.02")
+    for name in ("auc", "balanced_accuracy"):
+        assert getattr(results[1], name)[-1] == pytest.approx(alone.written[f"test_{name}"], abs=1e-4)
+    lines = ranked(results)
+    assert lines[0].auc > lines[1].auc
+    assert [line.by for line in lines] == ["auc", "auc"]
+    assert {line.majority for line in lines} == {alone.written["majority_share"]}
+    assert "by AUC on the test set, which is optimistic" in how_ranked(lines)
+    assert how_ranked(lines).endswith(f"{alone.written['majority_share']:.1%}.")
+    again = sweep(base, trials, tmp_path / "sweep", jax.devices()[:1])
+    assert again == results  # as they are read back
+
+    found = tune(base, parse_space(["algorithm.learning_rate=0.001,0.02"]), tmp_path / "tune", jax.devices()[:1],
+                 trials=2, batch=2, sampler="random")  # fmt: skip
+    assert found.by == "auc"
+    assert found.value != found.accuracy
+    assert found.majority == pytest.approx(0.95, abs=0.04)
+    assert found.said().startswith(f"AUC {found.value:.3f} (")
+    assert f"accuracy {found.accuracy:.1%}, constant answer {found.majority:.1%}" in found.said()
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def sweep(
     import jax
     from rich.console import Console
 
-    from fedjax_sim.experiment.progress import counting, ranking
+    from fedjax_sim.experiment.progress import counting, how_ranked, ranking
     from fedjax_sim.experiment.sweep import over_seeds, table
     from fedjax_sim.experiment.sweep import sweep as run_sweep
 
@@ -50,7 +50,9 @@ def sweep(
     trials = over_seeds(chosen, settings.training.seed, seeds)
     with counting(console, "trial") as told:
         results = run_sweep(settings, trials, folder, jax.local_devices(), told=told)
-    console.print(ranking(table(results)))
+    lines = table(results)
+    console.print(ranking(lines))
+    console.print(how_ranked(lines), highlight=False, markup=False, soft_wrap=True)
     console.print(f"Results are in {folder}", highlight=False, markup=False)
 
 
@@ -99,7 +101,7 @@ def tune(
     best = ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
                      for path, value in found.best.items())  # fmt: skip
     console.print(
-        f"{found.complete} trials, {found.pruned} pruned. Best: {best}, {found.value:.1%} on held-out clients.\n"
+        f"{found.complete} trials, {found.pruned} pruned. Best: {best}, {found.said()} on held-out clients.\n"
         f"Run it with: fedjax-sim run {found.file}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip

@@ -49,9 +49,8 @@ def choice(data: FederatedData) -> Choice | None:
     on = VALIDATION if data.validation is not None else TEST if held_out_examples(data) is not None else None
     if on is None:
         return None
-    there = (data.validation or held_out_examples(data) or {})["labels"]
-    by = measure(data) if len(np.unique(there)) > 1 else "accuracy"  # of a single class there is no AUC
-    return Choice(by, on, of_clients=on == VALIDATION or data.test is None)
+    there = data.validation or held_out_examples(data) or {}
+    return Choice(measure(data, there["labels"]), on, of_clients=on == VALIDATION or data.test is None)
 
 
 def best(scores: list[tuple[int, Score]]) -> int | None:
@@ -60,9 +59,9 @@ def best(scores: list[tuple[int, Score]]) -> int | None:
     return round if score > WORST else None
 
 
-def measure(data: FederatedData) -> str:
-    """What models on these data are chosen by."""
-    if not rare(class_counts(data.examples["labels"], data.classes or 1)):
+def measure(data: FederatedData, labels: Any) -> str:
+    """What models that are trained on these data and tested on examples of these labels are chosen by."""
+    if len(np.unique(labels)) < 2 or not rare(class_counts(data.examples["labels"], data.classes or 1)):
         return "accuracy"
     return "auc" if data.classes == 2 else "balanced_accuracy"
 

@@ -1,5 +1,6 @@
 """What a person sees while an experiment runs: a bar on a terminal, a few plain lines elsewhere."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -138,17 +139,31 @@ def searching(console: Console) -> Iterator[Callable[[int, int, float], None]]:
 
 
 def ranking(lines: Sequence[Line]) -> Table:
-    """Settings by accuracy, the best first."""
+    """Settings by accuracy, or by what is chosen by where classes are rare, the best first."""
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for path in lines[0].settings:
         shown.add_column(path, justify="right", overflow="fold")
-    for name in ("accuracy", "over seeds", "best on the way"):
+    beside = [
+        name for name in CALLED if name != "accuracy" and not any(math.isnan(getattr(line, name)) for line in lines)
+    ]
+    for name in ("accuracy", "over seeds", "best on the way", *(CALLED[name] for name in beside)):
         shown.add_column(name, justify="right")
     for line in lines:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.settings.values()]
         spread = "" if line.seeds == 1 else f"± {line.spread:.1%} of {line.seeds}"
-        shown.add_row(*values, f"{line.last:.1%}", spread, f"{line.best:.1%}")
+        others = [f"{getattr(line, name):.3f}" if name == "auc" else f"{getattr(line, name):.1%}" for name in beside]
+        shown.add_row(*values, f"{line.last:.1%}", spread, f"{line.best:.1%}", *others)
     return shown
+
+
+def how_ranked(lines: Sequence[Line]) -> str:
+    """What settings are sorted by, what a constant answer reaches, and how far the best one is to be believed."""
+    best = lines[0]
+    constant = "" if math.isnan(best.majority) else f" Always answering its most frequent class: {best.majority:.1%}."
+    return (
+        f"Sorted by {CALLED[best.by]} on the test set, which is optimistic for the best of many; tune chooses on "
+        f"held-out clients.{constant}"
+    )
 
 
 @contextmanager

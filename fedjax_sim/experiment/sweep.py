@@ -12,7 +12,9 @@ import numpy as np
 from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
+from fedjax_sim.experiment.choosing import measure
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.federation import majority
 from fedjax_sim.experiment.folder import append_lines, studied, whole_lines
 from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.space import refuse_many
@@ -31,6 +33,10 @@ class Done(NamedTuple):
     loss: list[float | None]
     sent_bits: int  # by clients and server
     seconds: float  # on the simulated clock, if there is one
+    balanced_accuracy: Sequence[float | None] = ()  # likewise; mean of the accuracies on each class
+    auc: Sequence[float | None] = ()  # of two classes
+    majority: float | None = None  # of the test set: what always answering its most frequent class reaches
+    by: str = "accuracy"  # what settings on these data are compared by
 
 
 class Line(NamedTuple):
@@ -41,6 +47,10 @@ class Line(NamedTuple):
     last: float  # mean accuracy at the end
     spread: float  # its standard deviation over seeds, NaN for one
     best: float  # mean over seeds of the best accuracy on the way
+    balanced_accuracy: float  # at the end; NaN where it is not known, like the next two
+    auc: float
+    majority: float
+    by: str  # what settings are compared by
 
 
 def over_seeds(trials: Sequence[Settings], first: int, seeds: int) -> list[dict[str, Any]]:
@@ -105,7 +115,9 @@ def sweep(
                     progress.append(reached)
                     told(done, len(trials), reached.rounds, experiment.config.training.rounds)
                 places = group.places[first : first + most]
-                results = {names[place]: _result(missing[place], progress, i) for i, place in enumerate(places)}
+                labels = program.grounds[0].test["labels"]
+                how = majority(labels), measure(experiment.data, labels)
+                results = {names[place]: _result(missing[place], progress, i, *how) for i, place in enumerate(places)}
                 keep()
                 lines = (json.dumps({"run": key, **result._asdict()}) for key, result in results.items())
                 append_lines(folder / RESULTS, lines)
@@ -137,7 +149,7 @@ def _warn_of_equals(results: Sequence[Done]) -> None:
             return
 
 
-def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Done:
+def _result(settings: Settings, progress: Sequence[Progress], place: int, majority: float, by: str) -> Done:
     return Done(
         dict(settings),
         [p.rounds for p in progress],
@@ -145,11 +157,15 @@ def _result(settings: Settings, progress: Sequence[Progress], place: int) -> Don
         [_finite(p.loss[place]) for p in progress],
         int(progress[-1].sent_bits[place]),
         float(progress[-1].seconds[place]),
+        [_finite(p.balanced_accuracy[place]) for p in progress],
+        [_finite(p.auc[place]) for p in progress],
+        majority,
+        by,
     )
 
 
 def table(results: Sequence[Done]) -> list[Line]:
-    """Means over seeds, the best first."""
+    """Means over seeds, the best first: by AUC or balanced accuracy where classes are rare."""
     lines: dict[str, dict[Any, Done]] = {}
     for result in results:
         rest = {path: value for path, value in result.settings.items() if path != SEED}
@@ -160,8 +176,20 @@ def table(results: Sequence[Done]) -> list[Line]:
         best = np.array([max((a for a in r.accuracy if a is not None), default=math.nan) for r in mine])
         settings = {path: value for path, value in mine[0].settings.items() if path != SEED}
         spread = float(last.std(ddof=1)) if len(mine) > 1 else math.nan
-        found.append(Line(settings, len(mine), float(last.mean()), spread, float(best.mean())))
-    return sorted(found, key=lambda line: -1.0 if math.isnan(line.last) else line.last, reverse=True)
+        others = (_mean([r.balanced_accuracy[-1:] for r in mine]), _mean([r.auc[-1:] for r in mine]),
+                  _mean([[r.majority] for r in mine]), mine[0].by)  # fmt: skip
+        found.append(Line(settings, len(mine), float(last.mean()), spread, float(best.mean()), *others))
+    return sorted(found, key=_worth, reverse=True)
+
+
+def _worth(line: Line) -> float:
+    value = line.last if line.by == "accuracy" else getattr(line, line.by)
+    return -1.0 if math.isnan(value) else value
+
+
+def _mean(values: Sequence[Sequence[float | None]]) -> float:
+    """NaN where any is missing."""
+    return float(np.mean([math.nan if not each or each[0] is None else each[0] for each in values]))
 
 
 def _key(settings: Settings, mark: str = "") -> str:

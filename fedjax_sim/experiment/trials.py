@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
+from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.core.evaluate import make_evaluation
@@ -26,6 +27,7 @@ from fedjax_sim.experiment.federation import held_out_examples
 
 STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most
 SEED = "training.seed"
+MEASURED = ("accuracy", "balanced_accuracy", "auc", "loss", "train_loss")
 Settings = Mapping[str, Any]  # by path, `SEED` among them
 
 
@@ -34,6 +36,8 @@ class Progress(NamedTuple):
 
     rounds: int
     accuracy: np.ndarray
+    balanced_accuracy: np.ndarray  # mean of the accuracies on each class
+    auc: np.ndarray  # of two classes, else NaN
     loss: np.ndarray
     train_loss: np.ndarray  # mean over clients of the last round, on their first batches
     sent_bits: np.ndarray  # by clients and server, since the start
@@ -179,7 +183,8 @@ class Program:
         refuse_slots(experiment, self.slots)
         training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients
         self.block = min(training.evaluate_every, training.rounds)
-        evaluate = make_evaluation(model.metric_fn)
+        evaluate = make_evaluation(model.metric_fn, classes=experiment.data.classes)
+        calibrate = make_calibration(model.logits_fn) if experiment.data.classes == 2 else lambda params, test: {}
         private = experiment.private
         work: dict[str, Any] = {name: getattr(training, name) for name in ("batch_size", "local_epochs", "local_steps")}
         work |= {"lanes": 1 if devices[0].platform == "cpu" else None, "devices": [jax.local_devices()[0]]}
@@ -206,8 +211,10 @@ class Program:
 
             start = (state, jnp.float32(0), jnp.zeros(2, jnp.uint32))
             state, loss, sent = jax.lax.fori_loop(0, rounds, one, start)
-            scores = evaluate(state.params, jax.tree.map(lambda x: x[where], tests))
-            return state, {"accuracy": scores["accuracy"], "loss": scores["loss"], "train_loss": loss, "sent": sent}
+            test = jax.tree.map(lambda x: x[where], tests)
+            scores = evaluate(state.params, test) | calibrate(state.params, test)
+            scores |= {"balanced_accuracy": jnp.nanmean(scores["class_accuracy"]), "train_loss": loss, "sent": sent}
+            return state, {name: scores.get(name, jnp.float32(jnp.nan)) for name in (*MEASURED, "sent")}
 
         self.start = jax.jit(jax.vmap(lambda params, values, seed: init(algorithm(values, seed), params, clients)))
         self.many = make_many(advance, devices=devices, width=width)
@@ -266,10 +273,8 @@ class Program:
         """Who trains in each round, their steps at most, bits sent beside their messages, and the clock after it."""
         experiment, most, ground = self.experiment, np.iinfo(np.int32).max, self.grounds[place]
         if experiment.simulation is None:
-            number, broadcast = (
-                0,
-                wire_bits(experiment.algorithm, experiment.model.params, experiment.data.num_clients)[0],
-            )
+            given = (experiment.algorithm, experiment.model.params, experiment.data.num_clients)
+            number, broadcast = 0, wire_bits(*given)[0]
             while True:
                 ids = draw_rounds(ground.sampler, seed, number, 1)[0]
                 yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()) * broadcast, 0.0
@@ -297,7 +302,7 @@ class Program:
         more = np.array([sum(each) for each in beside], np.int64)
         self.sent += np.where(self.active, found["sent"].astype(np.int64) @ np.array([2**16, 1]) + more, 0)
         self.seconds = np.where(self.active, [each[-1] for each in clock], self.seconds)
-        arrays = (found["accuracy"], found["loss"], found["train_loss"], self.sent, self.seconds)
+        arrays = (*(found[name] for name in MEASURED), self.sent, self.seconds)
         return Progress(self.done, *(array[self.seats] for array in arrays))
 
     def drop(self, places: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """Bayesian optimization of settings with Optuna, in batches that are one compiled program each.
 
-The objective is the accuracy of the global model on clients that are held out: neither trained on nor of the test set.
+The objective is the accuracy of the global model on clients that are held out, neither trained on nor of the test set;
+where classes are rare, its AUC of two classes or its balanced accuracy of several.
 """
 
 import math
@@ -16,7 +17,9 @@ import numpy as np
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
+from fedjax_sim.experiment.choosing import CALLED, measure
 from fedjax_sim.experiment.config import Config, to_toml
+from fedjax_sim.experiment.federation import majority
 from fedjax_sim.experiment.folder import studied, write_whole
 from fedjax_sim.experiment.origin import Marks, marked
 from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
@@ -40,10 +43,20 @@ class Tuned(NamedTuple):
     """What a study has found."""
 
     best: dict[str, Any]  # settings by path
-    value: float  # accuracy on held-out clients
+    value: float  # accuracy on held-out clients, or what `by` says
     complete: int  # trials
     pruned: int
     file: Path  # a configuration with the best settings
+    by: str  # "accuracy", or where classes are rare "balanced_accuracy" or "auc"
+    accuracy: float | None  # of the best trial on those clients
+    majority: float | None  # of those clients' examples: what always answering their most frequent class reaches
+
+    def said(self) -> str:
+        """How good the best trial is, and what there is to compare with."""
+        value = f"AUC {self.value:.3f}" if self.by == "auc" else f"{CALLED[self.by]} {self.value:.1%}"
+        accuracy = "" if self.accuracy is None or self.by == "accuracy" else f", accuracy {self.accuracy:.1%}"
+        constant = "" if self.majority is None else f", constant answer {self.majority:.1%}"
+        return f"{value} (a mean over seeds{accuracy}{constant})"
 
 
 def held_out_clients(experiment: Experiment, share: float = HELD_OUT, cohort: int | None = None) -> Ground:
@@ -170,7 +183,9 @@ def tune(
         best = {path: _native(study.best_params[path]) for path in space}
         write_whole(folder / BEST, to_toml(with_settings(config, best)))
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
-        return Tuned(best, study.best_value, states.count(ended[0]), states.count(ended[1]), folder / BEST)
+        seen = study.best_trial.user_attrs
+        how = (seen.get("by", "accuracy"), seen.get("accuracy"), seen.get("majority"))
+        return Tuned(best, study.best_value, states.count(ended[0]), states.count(ended[1]), folder / BEST, *how)
 
 
 @contextmanager
@@ -236,7 +251,10 @@ def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings
     from optuna.trial import TrialState
 
     program.load(runs)
+    labels = program.grounds[0].test["labels"]
+    by = measure(program.experiment.data, labels)
     values: dict[int, float] = {}  # of the latest evaluation within the budget
+    beside: dict[int, dict[str, Any]] = {}  # what is shown with it
     open_trials = set(range(len(asked)))
     for reached in program:
         for i in sorted(open_trials):
@@ -244,7 +262,9 @@ def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings
             if _cost(reached, lanes, budget) > 1:
                 open_trials.discard(i)
             else:
-                values[i] = float(np.nan_to_num(reached.accuracy[lanes]).mean())
+                values[i] = float(np.nan_to_num(getattr(reached, by)[lanes]).mean())
+                beside[i] = {"by": by, "accuracy": float(np.nan_to_num(reached.accuracy[lanes]).mean()),
+                             "majority": majority(labels)}  # fmt: skip
                 asked[i].report(values[i], reached.rounds)
                 if asked[i].should_prune() and reached.rounds < program.experiment.config.training.rounds:
                     open_trials.discard(i)
@@ -255,6 +275,8 @@ def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings
     told = {trial.number for trial in study.get_trials(deepcopy=False, states=[TrialState.PRUNED])}
     for i, trial in enumerate(asked):
         if trial.number not in told:
+            for name, value in beside.get(i, {}).items():
+                trial.set_user_attr(name, value)
             study.tell(trial, values.get(i), state=TrialState.COMPLETE if i in values else TrialState.PRUNED)
 
 
