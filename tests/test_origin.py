@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import one_line
 from dp_accounting.pld import privacy_loss_distribution as pld
-from runs import QUICK
+from runs import QUICK, commands
 
 from fedjax_sim import InputError
 from fedjax_sim.data import FederatedData, from_clients, open_store, save
@@ -20,13 +20,15 @@ from fedjax_sim.diagnose import CAUSES, diagnose
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
 from fedjax_sim.experiment.history import read_history
-from fedjax_sim.experiment.origin import Marks, read_origin, still_stands
+from fedjax_sim.experiment.origin import Marks, still_stands
+from fedjax_sim.experiment.record import read_origin
 from fedjax_sim.experiment.run import Reporter, resume, run
 from fedjax_sim.experiment.section import READ
 from fedjax_sim.experiment.space import Choice, Range
 from fedjax_sim.experiment.sweep import sweep
 from fedjax_sim.experiment.tune import tune
-from fedjax_sim.report.read import read_run
+from fedjax_sim.report.compare import group
+from fedjax_sim.report.read import read_run, read_runs
 
 
 class After:
@@ -513,3 +515,43 @@ def test_a_run_that_fails_before_its_first_round_is_done_leaves_no_folder(tmp_pa
     with pytest.raises(MemoryError):
         run(load_config(None, given), Reporter(lambda experiment, folder: None, fail, lambda: None))
     assert len(read_history(tmp_path / "runs" / "failing" / "history.jsonl")) == 1
+
+
+# --- what is shown, and the commands ---------------------------------------------------------------------------------
+
+
+def test_reports_show_what_was_trained_and_keep_other_data_apart(begun: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "run"))
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace("batch_size = 16", "batch_size = 64"))
+    found = read_run(folder)
+    assert found.settings["training.batch_size"] == 16
+    assert any("edited since (training.batch_size: 16 -> 64)" in note for note in found.notes)
+    (folder / "run.json").write_text("{}")
+    assert any("run.json" in note for note in read_run(folder).notes)
+    path, folders = tmp_path / "study.csv", []
+    for seed, wrong in ((0, False), (1, False), (2, True)):
+        table(path, shuffled=wrong)
+        given = ("data.name=csv", f"data.path={path}", f"training.seed={seed}", "training.rounds=1")
+        folders.append(
+            run(load_config(None, [*QUICK, *given, f"output.folder={tmp_path}", f"output.name=run{seed}"])).folder
+        )
+    groups, _ = group(read_runs(folders))
+    assert [len(each.runs) for each in groups] == [2, 1]
+    assert [*groups[0].settings] == ["data.content"]
+
+
+def test_the_commands(begun: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "run"))
+    text = (folder / "config.toml").read_text()
+    with commands() as command:
+        (folder / "config.toml").write_text(text.replace("batch_size = 16", "batch_size = 64"))
+        status, _, err = command(tmp_path, "resume", "run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "training.batch_size: 16 -> 64" in err
+        status, out, err = command(tmp_path, "resume", "run", "--set", "training.batch_size=64")
+        assert (status, err) == (0, "")
+        assert "from round 3 on: training.batch_size: 16 -> 64." in out
+        status, out, err = command(tmp_path, "report", "run")
+        assert (status, err) == (0, "")
+        assert "from round 3 on: training.batch_size: 16 -> 64." in out

@@ -222,6 +222,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.drive",
             "experiment.clients",
             "experiment.checkpoint",
+            "experiment.record",
             "experiment.origin",
             "experiment.summary",
             "experiment.loop",

@@ -23,9 +23,9 @@ from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import append_lines, whole_lines
 from fedjax_sim.experiment.history import History, rows_of
 from fedjax_sim.experiment.loop import Loop
-from fedjax_sim.experiment.origin import marked
 from fedjax_sim.experiment.per_client import ENTRY, read_table
 from fedjax_sim.experiment.per_client import FILE as TABLE
+from fedjax_sim.experiment.record import marked
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
 
 FILE = "worlds.jsonl"

@@ -26,9 +26,9 @@ from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
 from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, row_of, with_clock, with_test
-from fedjax_sim.experiment.origin import Origin, identity
 from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.per_client import SMALL, entries
+from fedjax_sim.experiment.record import Origin, identity
 from fedjax_sim.experiment.summary import Divergence
 from fedjax_sim.privacy import Ledger
 from fedjax_sim.privacy.composition import Past

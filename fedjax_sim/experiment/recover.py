@@ -15,7 +15,7 @@ from fedjax_sim.experiment.checkpoint import Arrays, Damaged
 from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import HISTORY, remove
 from fedjax_sim.experiment.history import History, Rows, cut_history, rows_of
-from fedjax_sim.experiment.origin import identity
+from fedjax_sim.experiment.record import identity
 
 MEMORY = "client_memory"
 

@@ -36,11 +36,12 @@ from fedjax_sim.experiment.folder import (
 )
 from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, rows_of
 from fedjax_sim.experiment.loop import Loop, keeps_clients
-from fedjax_sim.experiment.origin import Origin, Seen, asked, changed, read_origin
+from fedjax_sim.experiment.origin import Seen, asked, changed
 from fedjax_sim.experiment.per_client import FILE, Table
+from fedjax_sim.experiment.record import Origin, read_origin
 from fedjax_sim.experiment.recover import MEMORY, Point, latest, settle
 from fedjax_sim.experiment.rehearsal import rehearse
-from fedjax_sim.experiment.spent import promise, spent
+from fedjax_sim.experiment.spent import promise, remember, spent
 from fedjax_sim.experiment.summary import Summary, read_summary, summarize
 from fedjax_sim.experiment.tracking import Tracker, several, trackers
 from fedjax_sim.models import save_leaves
@@ -145,9 +146,9 @@ def resume(
         point = latest(folder, experiment)
         done = len(point.history)
         change = changed(folder, origin, done, seen.ingredients(experiment), overrides)
+        origin = remember(folder, origin, done, experiment)
         origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
-        written = sum(1 for _ in rows_of(folder / HISTORY)) if change else done
-        earlier = spent(origin, experiment, done, written)
+        earlier = spent(origin, experiment, done)
         point = settle(folder, experiment, point)
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
         return _train(folder, experiment, devices, point, origin, audience, earlier, change is not None)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -10,12 +11,26 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.data import draw_rounds
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import parse_config
-from fedjax_sim.experiment.origin import Ingredients, Origin
+from fedjax_sim.experiment.folder import HISTORY
+from fedjax_sim.experiment.history import rows_of
+from fedjax_sim.experiment.record import Ingredients, Origin
 from fedjax_sim.privacy import Private
 from fedjax_sim.privacy.composition import Past, refuse_unknown
 
 
-def spent(origin: Origin, experiment: Experiment, done: int, written: int) -> list[Past]:
+def remember(folder: Path, origin: Origin, done: int, experiment: Experiment) -> Origin:
+    """The record of a private run with how many rounds it has done, written down before the rows of those that have no
+    checkpoint are removed."""
+    if experiment.private is None:
+        return origin
+    written = sum(1 for _ in rows_of(folder / HISTORY)) if (folder / HISTORY).exists() else 0
+    if written > max(done, origin.reached):
+        origin = origin._replace(reached=written)
+        origin.write(folder)
+    return origin
+
+
+def spent(origin: Origin, experiment: Experiment, done: int) -> list[Past]:
     """What rounds before the last change were done under; nothing where all were under the same privacy as those to
     come, and counting goes on.
 
@@ -23,7 +38,6 @@ def spent(origin: Origin, experiment: Experiment, done: int, written: int) -> li
       origin: of the run, with the change that is to be made, if there is one.
       experiment: what rounds to come are done under.
       done: rounds of the checkpoint.
-      written: rounds in the history.
 
     Raises:
       InputError: a change after which nothing could be said of the privacy of the whole run.
@@ -45,9 +59,9 @@ def spent(origin: Origin, experiment: Experiment, done: int, written: int) -> li
             "data: what is guaranteed is guaranteed of the data that the run was begun with; put them back, or start "
             "another run"
         )
-    if written > done:
+    if origin.changes[-1].round == done < origin.reached:
         raise InputError(
-            f"privacy: rounds {done + 1} to {written} came after the last checkpoint, and would be done again with the "
+            f"privacy: rounds {done + 1} to {origin.reached} came after the last checkpoint, and would be done again with the "
             "same noise under other settings, which shows what it hides; resume the run as it is, stop it with Ctrl-C, "
             "and change it then"
         )

@@ -21,7 +21,8 @@ from fedjax_sim.experiment.choosing import CALLED, measure
 from fedjax_sim.experiment.config import Config, to_toml
 from fedjax_sim.experiment.federation import majority
 from fedjax_sim.experiment.folder import studied, write_whole
-from fedjax_sim.experiment.origin import Marks, marked
+from fedjax_sim.experiment.origin import Marks
+from fedjax_sim.experiment.record import marked
 from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
 from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, refuse_slots, with_settings

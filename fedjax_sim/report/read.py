@@ -10,9 +10,11 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.folder import RECORD
 from fedjax_sim.experiment.history import History, is_number, rows_of
 from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.per_client import read_table
+from fedjax_sim.experiment.record import difference, marked, read_origin, results, unequal
 
 
 class Run(NamedTuple):
@@ -28,6 +30,7 @@ class Run(NamedTuple):
     config: str  # config.toml as it is
     clients: list[dict[str, Any]]  # of clients.jsonl
     notes: list[str]  # what was left out, and why
+    data: str = ""  # a mark of the data, where it is known
 
 
 def read_run(folder: str | Path) -> Run:
@@ -52,8 +55,7 @@ def read_run(folder: str | Path) -> Run:
         notes.append("The last line of history.jsonl is cut off and left out.")
     summary = _summary(folder / "summary.json", notes)
     config, settings = _config(folder / "config.toml", notes)
-    changes = summary.get("changes")
-    notes += [clean(text) for text in changes if isinstance(text, str)] if isinstance(changes, list) else []
+    settings, data = _as_recorded(folder, settings, notes)
     name = clean(folder.name or folder.resolve().name)
     status = clean(summary["status"]) if isinstance(summary.get("status"), str) else "unfinished"
     told = number(summary, "rounds")
@@ -65,7 +67,7 @@ def read_run(folder: str | Path) -> Run:
         table = None
         notes.append(f"Single clients' rounds are left out: {clean(error)}.")
     clients = _clients(folder / "clients.jsonl", notes)
-    return Run(clean(folder), name, status, history, table, summary, settings, config, clients, notes)
+    return Run(clean(folder), name, status, history, table, summary, settings, config, clients, notes, data)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -98,8 +100,10 @@ def number(tree: Any, *path: str) -> float | None:
 
 
 def compared(run: Run) -> dict[str, Any]:
-    """The settings that tell experiments apart: all but what is written where, and the seed of the training."""
-    return {k: v for k, v in run.settings.items() if not k.startswith("output.") and k != "training.seed"}
+    """What tells experiments apart: all settings but what is written where and the seed of the training, and the data
+    themselves."""
+    settings = {k: v for k, v in run.settings.items() if not k.startswith("output.") and k != "training.seed"}
+    return settings | ({"data.content": run.data} if run.data else {})
 
 
 def defaults() -> dict[str, Any]:
@@ -112,6 +116,25 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
     pairs = [(f"{section}.{key}", value) for section, table in tree.items() if isinstance(table, dict)
              for key, value in table.items()]  # fmt: skip
     return {key: tuple(value) if isinstance(value, list) else value for key, value in pairs}
+
+
+def _as_recorded(folder: Path, settings: dict[str, Any], notes: list[str]) -> tuple[dict[str, Any], str]:
+    """The settings that the run was made with, which `config.toml` may have been edited to differ from, and a mark of
+    its data."""
+    if not (folder / RECORD).exists():
+        return settings, ""
+    try:
+        origin = read_origin(folder)
+    except InputError as error:
+        notes.append(f"What the run was begun with is not known: {clean(error)}.")
+        return settings, ""
+    notes += [clean(change.sentence()) for change in origin.changes]
+    recorded = {path: tuple(value) if isinstance(value, list) else value for path, value in origin.now.settings.items()}
+    edited = [path for path in unequal(results(settings), results(recorded)) if settings]
+    if edited:
+        listed = ", ".join(difference(path, recorded.get(path), settings.get(path)) for path in edited)
+        notes.append(f"config.toml was edited since ({listed}): the settings here are those of the run.")
+    return recorded, marked(origin.now.data)[:8]
 
 
 def _torn(path: Path) -> bool:
