@@ -364,13 +364,18 @@ def test_what_nobody_could_account_for_is_refused(
 
 
 def test_rounds_are_not_done_again_with_the_same_noise_at_another_scale(tmp_path: Path) -> None:
+    """Nor once their rows have been removed, by a resumption that was killed before it had done them again."""
     folder = stopped(tmp_path / "run", *NOISY, calls=1)
     history = (folder / "history.jsonl").read_text()
-    (folder / "history.jsonl").write_text(history + history.replace('"round": 1', '"round": 2'))  # killed after round 2
-    with pytest.raises(InputError) as error:
-        resume(folder, overrides=["privacy.noise_multiplier=2.0"])
-    one_line(error, "rounds 2 to 2", "same noise")
-    assert resume(folder).status == "finished"
+    with open(folder / "history.jsonl", "a") as file:
+        file.write(history.replace('"round": 1', '"round": 2'))  # killed after round 2
+    for overrides in (["privacy.noise_multiplier=2.0"], ["compression.uplink=qsgd"], ["privacy.noise_multiplier=2.0"]):
+        with pytest.raises(InputError) as error:
+            resume(folder, overrides=overrides)
+        one_line(error, "rounds 2 to 2", "same noise")
+        (folder / "history.jsonl").write_text(history)
+    assert resume(folder, stop=After(1)).rounds == 2
+    assert resume(folder, overrides=["privacy.noise_multiplier=2.0"]).status == "finished"
 
 
 # --- results that are kept are found by what made them ----------------------------------------------------------------

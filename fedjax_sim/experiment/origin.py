@@ -131,8 +131,8 @@ def changed(folder: Path, origin: Origin, done: int, now: Ingredients, overrides
     given, before = _paths(overrides), origin.now
     if origin.changes and done < origin.changes[-1].round:
         raise InputError(
-            f"{folder}: its settings were changed after round {origin.changes[-1].round}, and the last whole checkpoint "
-            f"is that of round {done}; start another run"
+            f"{folder}: its settings were changed after round {origin.changes[-1].round}, and the last whole "
+            f"checkpoint is that of round {done}; start another run"
         )
     settings = differences(before, now.settings)
     parts = unequal(before.data, now.data)

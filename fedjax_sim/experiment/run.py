@@ -148,7 +148,7 @@ def resume(
         change = changed(folder, origin, done, seen.ingredients(experiment), overrides)
         origin = remember(folder, origin, done, experiment)
         origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
-        earlier = spent(origin, experiment, done)
+        earlier = spent(origin, experiment, done, changing=change is not None)
         point = settle(folder, experiment, point)
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
         return _train(folder, experiment, devices, point, origin, audience, earlier, change is not None)

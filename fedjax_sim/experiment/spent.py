@@ -30,14 +30,15 @@ def remember(folder: Path, origin: Origin, done: int, experiment: Experiment) ->
     return origin
 
 
-def spent(origin: Origin, experiment: Experiment, done: int) -> list[Past]:
+def spent(origin: Origin, experiment: Experiment, done: int, *, changing: bool) -> list[Past]:
     """What rounds before the last change were done under; nothing where all were under the same privacy as those to
     come, and counting goes on.
 
     Args:
-      origin: of the run, with the change that is to be made, if there is one.
+      origin: of the run, with the change that is to be made.
       experiment: what rounds to come are done under.
       done: rounds of the checkpoint.
+      changing: whether there is such a change.
 
     Raises:
       InputError: a change after which nothing could be said of the privacy of the whole run.
@@ -59,11 +60,11 @@ def spent(origin: Origin, experiment: Experiment, done: int) -> list[Past]:
             "data: what is guaranteed is guaranteed of the data that the run was begun with; put them back, or start "
             "another run"
         )
-    if origin.changes[-1].round == done < origin.reached:
+    if changing and done < origin.reached:
         raise InputError(
-            f"privacy: rounds {done + 1} to {origin.reached} came after the last checkpoint, and would be done again with the "
-            "same noise under other settings, which shows what it hides; resume the run as it is, stop it with Ctrl-C, "
-            "and change it then"
+            f"privacy: rounds {done + 1} to {origin.reached} were done, and would be done again from the last "
+            "checkpoint with the same noise under other settings, which shows what it hides; resume the run as it is, "
+            "stop it with Ctrl-C, and change it then"
         )
     if all(_counts_alike(start, end, each, experiment) for start, end, each in earlier):
         return []
