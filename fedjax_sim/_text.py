@@ -42,6 +42,12 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def say(console: Any, text: Any) -> None:
+    """Prints lines on a console of rich as they are, but for control characters; nothing in them is markup."""
+    lines = "\n".join(map(clean, str(text).split("\n")))
+    console.print(lines, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
 def clean(value: Any) -> str:
     """`value` as text without control characters, which neither terminals nor pages should see."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))

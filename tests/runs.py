@@ -3,16 +3,20 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 from rich.console import Console
 
+from fedjax_sim.cli import entry
 from fedjax_sim.experiment import progress
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.history import Row, read_history
@@ -42,6 +46,30 @@ def trained(folder: Path, *overrides: str, path: Path | None = None) -> Run:
     table = read_table(folder / FILE)
     table = np.zeros(0, ENTRY) if table is None else np.array(table)
     return Run(summary, rows, table, json.loads((folder / "summary.json").read_text()), shown.getvalue().splitlines())
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def inside(*arguments: str) -> Ended:
+    """A command in this process, as `fedjax-sim` would run it."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    one_device = patch("fedjax_sim.core.devices.use_cpu_devices", lambda count=None: 1)  # JAX has started already
+    command = patch.object(sys, "argv", ["fedjax-sim", *arguments])
+    with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings(), one_device, command:
+        warnings.simplefilter("ignore")
+        try:
+            entry.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Ended(status, out.getvalue(), err.getvalue())
 
 
 # Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.

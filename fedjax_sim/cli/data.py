@@ -20,6 +20,7 @@ def show_data(
     """Prints what the federation of a configuration is like, and draws it."""
     from rich.console import Console
 
+    from fedjax_sim._text import say
     from fedjax_sim.data import describe
     from fedjax_sim.experiment.config import load_config
     from fedjax_sim.experiment.federation import make_federation
@@ -35,10 +36,10 @@ def show_data(
         path = picture if i == 0 else picture.with_name(f"{picture.stem}_round_{phase.start + 1}{picture.suffix}")
         since = f", from round {phase.start + 1}" if len(federation.phases) > 1 else ""
         title = f"{phase.data.source}, partition {federation.config.data.partition}{since}"
-        console.print(title, highlight=False, markup=False)
+        say(console, title)
         for table in tables(phase.data, about):
             console.print(table)
-        console.print(f"Drawn in {portrait(phase.data, about, path, title=title)}", highlight=False, markup=False)
+        say(console, f"Drawn in {portrait(phase.data, about, path, title=title)}")
 
 
 @data.command("fetch")
@@ -62,6 +63,7 @@ def write_data(
     overrides: Overrides = None,
 ) -> None:
     """Writes the federation of a configuration to disk, for `data.name=store` and other programs."""
+    from fedjax_sim._text import clean
     from fedjax_sim._validate import InputError
     from fedjax_sim.data import save
     from fedjax_sim.experiment.config import load_config
@@ -71,7 +73,7 @@ def write_data(
     if later:
         raise InputError("heterogeneity.drift: a federation on disk does not change; leave it out, or write two")
     save(folder, phase.data)
-    typer.echo(f"Written to {folder}; use it with --set data.name=store --set data.path={folder}")
+    typer.echo(clean(f"Written to {folder}; use it with --set data.name=store --set data.path={folder}"))
 
 
 def _writable(path: Path) -> None:

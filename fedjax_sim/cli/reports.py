@@ -18,6 +18,7 @@ def report(
     """Prints what a run reached, and writes it as one page of HTML; unfinished runs, too."""
     from rich.console import Console
 
+    from fedjax_sim._text import say
     from fedjax_sim.report.facts import facts
     from fedjax_sim.report.page import report_page, writable, write_page
     from fedjax_sim.report.read import read_run
@@ -27,7 +28,7 @@ def report(
     path, reached, console = writable(output or folder / "report.html"), facts(found), Console()
     printed(console, overview(found, reached), heading=False)
     for line in [*found.notes, f"Written to {write_page(path, report_page(found, reached))}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 @app.command()
@@ -38,6 +39,7 @@ def compare(
     """Prints runs side by side and writes a page of them; those that differ in training.seed alone are one row."""
     from rich.console import Console
 
+    from fedjax_sim._text import say
     from fedjax_sim.report.compare import group
     from fedjax_sim.report.page import comparison_page, writable, write_page
     from fedjax_sim.report.read import read_runs
@@ -51,4 +53,4 @@ def compare(
     of_runs = [f"{run.folder}: {note}" for run in runs for note in run.notes]
     page = write_page(path, comparison_page(groups, notes))
     for line in [*explained(groups), *notes, *of_runs, f"Written to {page}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)

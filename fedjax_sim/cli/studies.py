@@ -41,6 +41,7 @@ def sweep(
     import jax
     from rich.console import Console
 
+    from fedjax_sim._text import say
     from fedjax_sim.experiment.progress import counting, how_ranked, ranking
     from fedjax_sim.experiment.sweep import over_seeds, table
     from fedjax_sim.experiment.sweep import sweep as run_sweep
@@ -52,8 +53,8 @@ def sweep(
         results = run_sweep(settings, trials, folder, jax.local_devices(), told=told)
     lines = table(results)
     console.print(ranking(lines))
-    console.print(how_ranked(lines), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Results are in {folder}", highlight=False, markup=False)
+    say(console, how_ranked(lines))
+    say(console, f"Results are in {folder}")
 
 
 @app.command()
@@ -87,6 +88,7 @@ def tune(
     import jax
     from rich.console import Console
 
+    from fedjax_sim._text import say
     from fedjax_sim.experiment.progress import searching
     from fedjax_sim.experiment.tune import Budget
     from fedjax_sim.experiment.tune import tune as run_tune
@@ -100,11 +102,8 @@ def tune(
         )  # fmt: skip
     best = ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
                      for path, value in found.best.items())  # fmt: skip
-    console.print(
-        f"{found.complete} trials, {found.pruned} pruned. Best: {best}, {found.said()} on held-out clients.\n"
-        f"Run it with: fedjax-sim run {found.file}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    text = f"{found.complete} trials, {found.pruned} pruned. Best: {best}, {found.said()} on held-out clients."
+    say(console, f"{text}\nRun it with: fedjax-sim run {found.file}")
 
 
 @app.command()

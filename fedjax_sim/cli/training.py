@@ -56,6 +56,7 @@ def _train(settings: Any, folder: Path | None, overrides: Sequence[str] = ()) ->
 
     from rich.console import Console
 
+    from fedjax_sim._text import say
     from fedjax_sim.experiment import run as experiment
     from fedjax_sim.experiment.progress import STATUS, closing, reporter, stopping
     from fedjax_sim.plots import curves
@@ -69,7 +70,7 @@ def _train(settings: Any, folder: Path | None, overrides: Sequence[str] = ()) ->
     else:
         summary = experiment.resume(folder, told, overrides=overrides, **how)
     for line in closing(summary, rounds):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     if summary.status == "interrupted":
         leave(text="")
     raise typer.Exit(STATUS[summary.status])

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from fedjax_sim import _validate
+from fedjax_sim._text import parse_json
 from fedjax_sim.core.round import RoundFn
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
 
@@ -67,7 +68,7 @@ def memory_file() -> Path:
 
 def _remembered(file: Path) -> dict[str, int]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # absent or torn: a trial makes it anew
         return {}
     return found if isinstance(found, dict) else {}

@@ -170,9 +170,10 @@ def write_store(
     if classes is not None:
         _validate.whole("classes", classes, least=2)
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: it exists already; give another folder, or remove it")
+    folder = folder if folder.name not in ("", "..") else folder.resolve()  # which has a name to put beside
+    partial = folder.with_name(folder.name + ".partial")
     try:
         partial.mkdir(parents=True)
     except FileExistsError:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError
 from fedjax_sim.attacks import DATA_ATTACKS
 from fedjax_sim.data import FederatedData
@@ -367,7 +368,7 @@ def _read(path: Path) -> dict[str, Course]:
     found = {}
     try:
         for line in whole_lines(path):
-            tree = json.loads(line)
+            tree = parse_json(line)
             name = tree.pop("run")
             found[name] = Course(**tree)
     except (ValueError, TypeError, KeyError) as error:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedjax_sim._text import say
 from fedjax_sim.diagnose.laboratory import Told
 
 LEAST_SECONDS = 5.0  # between two plain lines of one stage
@@ -50,7 +51,7 @@ def _plain(console: Console) -> Callable[[Told], None]:
             printed[0] = now
             left = _left(now - began[0], told.share)
             text = f"{told.stage}: {_runs(told)}, round {told.rounds}/{told.all_rounds} of {told.running}"
-            console.print(f"{text}{left and f', {left} left'}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{text}{left and f', {left} left'}")
 
     return tell
 

@@ -26,6 +26,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError, about_file, os_reason, shown
 from fedjax_sim.core.types import RoundMetrics
 from fedjax_sim.experiment.folder import append_line
@@ -213,7 +214,7 @@ def rows_of(path: str | Path) -> Iterator[Row]:
                 if not line.endswith("\n"):
                     return
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except (ValueError, RecursionError):
                     row = None
                 if not isinstance(row, dict) or "round" not in row:

@@ -19,8 +19,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from fedjax_sim._interrupt import interrupt
+from fedjax_sim._text import clean, say
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.choosing import CALLED, said
 from fedjax_sim.experiment.history import Row
@@ -142,7 +144,7 @@ def ranking(lines: Sequence[Line]) -> Table:
     """Settings by accuracy, or by what is chosen by where classes are rare, the best first."""
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for path in lines[0].settings:
-        shown.add_column(path, justify="right", overflow="fold")
+        shown.add_column(Text(clean(path)), justify="right", overflow="fold")
     beside = [
         name for name in CALLED if name != "accuracy" and not any(math.isnan(getattr(line, name)) for line in lines)
     ]
@@ -152,7 +154,8 @@ def ranking(lines: Sequence[Line]) -> Table:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.settings.values()]
         spread = "" if line.seeds == 1 else f"± {line.spread:.1%} of {line.seeds}"
         others = [f"{getattr(line, name):.3f}" if name == "auc" else f"{getattr(line, name):.1%}" for name in beside]
-        shown.add_row(*values, f"{line.last:.1%}", spread, f"{line.best:.1%}", *others)
+        cells = [Text(clean(value)) for value in values]
+        shown.add_row(*cells, f"{line.last:.1%}", spread, f"{line.best:.1%}", *others)
     return shown
 
 
@@ -272,7 +275,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
 
 
 def scores(balanced: float | None, auc: float | None, majority: float | None) -> str:

@@ -1,9 +1,11 @@
 """A federation in words: tables of what `describe` measured, and of the clients where they are few."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from fedjax_sim._text import clean
 from fedjax_sim.data import FederatedData, Heterogeneity
 
 LISTED = 30  # clients up to which each has a line
@@ -61,16 +63,23 @@ def tables(data: FederatedData, about: Heterogeneity) -> list[Any]:
     overview.add_column(justify="right", no_wrap=True)
     overview.add_column(style="dim")
     for row in summary(data, about):
-        overview.add_row(*row)
+        overview.add_row(*_cells(row))
     if data.num_clients > LISTED:
         return [overview]
     header, rows = client_rows(data)
     listed = Table(box=None, padding=(0, 2, 0, 0))
     for i, name in enumerate(header):
-        listed.add_column(name, justify="left" if i <= len(data.attributes) else "right", overflow="fold")
+        listed.add_column(*_cells([name]), justify="left" if i <= len(data.attributes) else "right", overflow="fold")
     for row in rows:
-        listed.add_row(*row)
+        listed.add_row(*_cells(row))
     return [overview, "", listed]
+
+
+def _cells(texts: Iterable[Any]) -> list[Any]:
+    """Cells of a table of rich, in which nothing is markup."""
+    from rich.text import Text
+
+    return [Text(clean(text)) for text in texts]
 
 
 def _count(examples: Any) -> str:

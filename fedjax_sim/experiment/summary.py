@@ -1,6 +1,5 @@
 """What a run reached, from its rows."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.choosing import Choice
 from fedjax_sim.experiment.clients import ClientSummary
@@ -73,7 +73,7 @@ def read_summary(path: Path) -> Summary:
       InputError: it is damaged, or of another version.
     """
     try:
-        return TypeAdapter(Summary).validate_python(json.loads(path.read_bytes()))
+        return TypeAdapter(Summary).validate_python(parse_json(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -15,6 +15,7 @@ from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.folder import write_json
@@ -246,7 +247,13 @@ def _flat(tree: Mapping[str, Any], joint: str, prefix: str = "") -> Iterator[tup
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if (path := folder / STATE).exists() else {}
+    if not (path := folder / STATE).exists():
+        return {}
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: it is damaged ({error}); remove it, and the trackers begin anew") from None
+    return found if isinstance(found, dict) else {}
 
 
 def _remember(folder: Path, tracker: str, **known: Any) -> None:

@@ -17,7 +17,8 @@ from fedjax_sim.network.profiles import Profiles, make_profiles
 
 SECONDS_PER_KM, SECONDS_PER_LINK = 0.0085e-3, 4e-3  # as the authors of the Gaia and Zoo networks' distances take them
 
-_TOKEN = re.compile(r'\s*(?:#[^\n]*\n?\s*)*("[^"]*"|\[|\]|[^\s\[\]"]+|$)')
+LARGEST = 1e30  # of a number in a file
+_TOKEN = re.compile(r'\s*(?:#[^\n]*(?:\n|$)\s*)*("[^"]*"|\[|\]|[^\s\[\]"]+|$)')
 
 
 class Network(NamedTuple):
@@ -74,9 +75,11 @@ def _value(token: str, line: int) -> int | float | str:
         return html.unescape(token[1:-1])
     for kind in (int, float):
         try:
-            return kind(token)
+            value = kind(token)
         except ValueError:
             continue
+        if -LARGEST < value < LARGEST:
+            return value
     raise InputError(f"GML: line {line} has {_validate.shown(token)} for a value; give a number or a quotation")
 
 
@@ -98,6 +101,7 @@ def read_network(path: str | Path, *, default_capacity_bps: float = 1e9) -> Netw
         raise InputError(f"{path}: it holds no graph; give `graph [ node [...] edge [...] ]`")
     nodes = [dict(content) for key, content in graph if key == "node" and isinstance(content, list)]
     links = [dict(content) for key, content in graph if key == "edge" and isinstance(content, list)]
+    nodes, links = ([_plain(part) for part in parts] for parts in (nodes, links))
     places = {node.get("id"): i for i, node in enumerate(nodes)}
     if not nodes or None in places or len(places) < len(nodes):
         raise InputError(f"{path}: {len(nodes)} sites with {len(places)} different ids; give each an id of its own")
@@ -120,6 +124,11 @@ def read_network(path: str | Path, *, default_capacity_bps: float = 1e9) -> Netw
         np.array(distances) * SECONDS_PER_KM + SECONDS_PER_LINK,
         np.array(capacities),
     )
+
+
+def _plain(table: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that have a list for a value, such as positions: those that are read here have none."""
+    return {key: value for key, value in table.items() if not isinstance(value, list)}
 
 
 def paths_to(network: Network, server: int) -> tuple[np.ndarray, np.ndarray]:

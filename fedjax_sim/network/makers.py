@@ -4,7 +4,6 @@ A client's row is a function of (seed, client id): a larger population begins wi
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim import _validate
+from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError
 from fedjax_sim.network.draws import COMPUTE, DOWNLINK, LINK, PHONE, ROW, UPLINK, normal, pick
 from fedjax_sim.network.profiles import Profiles, check, make_profiles
@@ -108,7 +108,10 @@ class Table(NamedTuple):
 
 def read_csv(path: str | Path, needed: Sequence[str], optional: Sequence[str], text: Sequence[str] = ()) -> Table:
     """All the columns of a table of numbers; those named in `text` are left as they stand."""
-    lines = list(csv.reader(_text(path).splitlines()))
+    try:
+        lines = list(csv.reader(_text(path).splitlines()))
+    except csv.Error as error:
+        raise InputError(f"{path}: {error}; give a table of numbers") from None
     header = [name.strip() for name in lines[0]] if lines else []
     check_header(path, header, needed, optional)
     rows, numbers = [], []
@@ -229,8 +232,8 @@ def _text(path: str | Path) -> str:
 
 def _json(path: Path, kind: type) -> Any:
     try:
-        content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        content = parse_json(_text(path))
+    except ValueError as error:
         raise InputError(f"{path}: {error}; give JSON") from None
     if not isinstance(content, kind) or not content:
         raise InputError(f"{path}: it holds no {kind.__name__} of entries; give at least one")

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
+from fedjax_sim.network.profiles import LONGEST_SECONDS, SLOWEST_BPS
 
 
 class Trace(NamedTuple):
@@ -63,13 +64,16 @@ def make_trace(edges: Any, bps: Any, *, repeats: bool = True) -> Trace:
     edges, bps = np.asarray(edges, np.float64), np.asarray(bps, np.float64)
     if edges.ndim != 1 or len(edges) < 2 or bps.shape != (len(edges) - 1,):
         raise InputError(f"trace: {list(edges.shape)} edges, {list(bps.shape)} bandwidths; give k + 1 and k, k >= 1")
-    wrong = np.flatnonzero(~(np.diff(edges) > 0) | ~np.isfinite(edges[1:]) | ~np.isfinite(edges[:-1]))
+    wrong = np.flatnonzero(
+        ~(np.diff(edges) > 0) | ~(np.abs(edges) <= LONGEST_SECONDS)[1:] | ~(np.abs(edges) <= LONGEST_SECONDS)[:-1]
+    )
     if len(wrong):
         i = int(wrong[0])
         raise InputError(f"trace: {edges[i + 1]} s comes after {edges[i]} s; give finite times that rise")
-    wrong = np.flatnonzero(~(np.isfinite(bps) & (bps >= 0)))
+    wrong = np.flatnonzero(~(np.isfinite(bps) & ((bps == 0) | (bps >= SLOWEST_BPS))))
     if len(wrong):
-        raise InputError(f"trace: {bps[wrong[0]]} bit/s at {edges[wrong[0]]} s; give finite bandwidths of at least 0")
+        at = f"{bps[wrong[0]]} bit/s at {edges[wrong[0]]} s"
+        raise InputError(f"trace: {at}; give finite bandwidths of at least 0, and over 0 of {SLOWEST_BPS:g} at least")
     if not bps.any():
         raise InputError("trace: nothing is ever sent; give a bandwidth over 0 somewhere")
     return Trace(edges - edges[0], bps, bool(repeats))

@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from fedjax_sim.experiment.history import Row
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, save
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, as_label, new_figure, panel, save
 
 
 def costs(histories: Mapping[tuple[str, bool], Sequence[Row]], path: str | Path, *, title: str = "") -> Path:
@@ -35,10 +35,10 @@ def costs(histories: Mapping[tuple[str, bool], Sequence[Row]], path: str | Path,
         ]
         hours, gigabytes, accuracy = zip(*points, strict=True) if points else ((), (), ())
         style = {"color": colors[name], "linewidth": 1.8, "linestyle": "--" if compressed else "-"}
-        label = f"{name}{', compressed' if compressed else ''}"
+        text = f"{name}{', compressed' if compressed else ''}"
         for axis, places in ((by_time, hours), (by_bytes, gigabytes)):
             axis.plot(places, accuracy, color=colors[name], linewidth=0.7, alpha=0.18)
-            axis.plot(places, _smooth(accuracy), label=label, **style)
+            axis.plot(places, _smooth(accuracy), label=as_label(text, 60), **style)
         lowest = min([lowest, *accuracy[len(accuracy) // 10 :]])
     by_time.set_xlabel("simulated hours", fontsize=9)
     by_bytes.set_xlabel("sent by clients and server, logarithmic", fontsize=9)

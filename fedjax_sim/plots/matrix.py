@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.plots.style import new_figure, save
+from fedjax_sim.plots.style import as_label, new_figure, save
 
 
 def matrix(values: Any, rows: Sequence[str], columns: Sequence[str], path: str | Path, *, title: str = "") -> Path:
@@ -30,8 +30,15 @@ def matrix(values: Any, rows: Sequence[str], columns: Sequence[str], path: str |
         if np.isfinite(value):
             axis.text(j, i, f"{value:.0%}", ha="center", va="center", fontsize=9,
                       color="white" if value < 0.55 else "black")  # fmt: skip
-    axis.set_xticks(range(len(columns)), columns, fontsize=9, rotation=30, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(rows)), rows, fontsize=9)
+    axis.set_xticks(
+        range(len(columns)),
+        [as_label(name, 40) for name in columns],
+        fontsize=9,
+        rotation=30,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    axis.set_yticks(range(len(rows)), [as_label(name, 40) for name in rows], fontsize=9)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data import FederatedData, Heterogeneity
-from fedjax_sim.plots.style import BLUE, GREY, new_figure, panel, save
+from fedjax_sim.plots.style import BLUE, GREY, as_label, new_figure, panel, save
 
 BARS = 60  # clients up to which each has a bar of its own
 NAMED = 24  # clients up to which names are written
@@ -117,7 +117,7 @@ def _client_axis(axis: Any, data: FederatedData, clients: np.ndarray, sorted_by:
     elif len(clients) <= NAMED:
         names = [data.name(int(i)) for i in clients]
         plain = all(name == f"client_{i}" for name, i in zip(names, clients, strict=True))
-        names = [str(i) for i in clients] if plain else [name if len(name) < 19 else name[:17] + ".." for name in names]
+        names = [str(i) for i in clients] if plain else [as_label(name, 18) for name in names]
         turned = {"rotation": 35, "ha": "right"} if max(map(len, names)) * len(names) > 100 else {}
         axis.set_xticks(np.arange(len(clients)), names, fontsize=8, **turned)
         axis.set_xlabel("client", fontsize=9) if plain else None
@@ -177,7 +177,7 @@ def _images(part: Any, data: FederatedData, clients: np.ndarray) -> None:
                 grey = image.shape[-1] != 3
                 axis.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
         name = f"client {client}" if data.names is None else data.name(client)
-        row[0].annotate(name[:16], (-0.25, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=8)
+        row[0].annotate(as_label(name, 16), (-0.25, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=8)
 
 
 def _features(part: Any, data: FederatedData, clients: np.ndarray) -> None:
@@ -197,7 +197,9 @@ def _features(part: Any, data: FederatedData, clients: np.ndarray) -> None:
     axis.set_xlabel("feature", fontsize=9)
     step = max(1, len(chosen) // 12)
     names = [data.name(int(i)) for i in chosen[::step]]
-    axis.set_yticks(np.arange(len(chosen))[::step], [n.removeprefix("client_")[:16] for n in names], fontsize=8)
+    axis.set_yticks(
+        np.arange(len(chosen))[::step], [as_label(n.removeprefix("client_"), 16) for n in names], fontsize=8
+    )
     bar = part.colorbar(picture, ax=axis, pad=0.01)
     bar.set_label("pooled standard deviations", fontsize=8)
     bar.ax.tick_params(labelsize=8)

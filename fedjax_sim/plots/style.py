@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim._text import clean
 from fedjax_sim.experiment.folder import write_whole
 
 POINTS = 2000  # of a curve at most
@@ -24,14 +25,22 @@ def new_figure(width: float, height: float, title: str = "") -> Any:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+        figure.suptitle(as_label(title, 200), fontsize=12, x=0.01, ha="left")
     return figure
+
+
+def as_label(text: Any, longest: int = 26) -> str:
+    """Text from elsewhere as a figure may show it: short, on one line, and no dollar begins a formula."""
+    shown = clean(text)
+    return (shown if len(shown) <= longest else shown[: longest - 1] + "…").replace("$", r"\$")
 
 
 def save(figure: Any, path: str | Path) -> Path:
     """Writes the figure as a PNG that is there whole or not at all, and returns its path."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box is drawn instead
+        figure.savefig(buffer, format="png")
     return write_whole(Path(path), buffer.getvalue())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, panel, save
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, as_label, new_figure, panel, save
 
 
 def tradeoff(
@@ -33,7 +33,9 @@ def tradeoff(
     ):
         values = np.asarray(values, float)
         mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1) if values.shape[1] > 1 else 0 * values[:, 0]
-        axis.errorbar(places, mean, yerr=spread, color=color, marker=marker, capsize=3, linewidth=1.8, label=name)
+        axis.errorbar(
+            places, mean, yerr=spread, color=color, marker=marker, capsize=3, linewidth=1.8, label=as_label(name, 40)
+        )
     axis.axhline(chance, color=GREY, linewidth=1, linestyle=":", label="guessing")
     names = ["no noise" if math.isinf(epsilon) else f"{epsilon:g}" for epsilon in epsilons]
     axis.set_xticks(places, names)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.plots.style import BLUE, GREY, ORANGE, new_figure, save
+from fedjax_sim.plots.style import BLUE, GREY, ORANGE, as_label, new_figure, save
 
 LINE = 30  # letters of a name in a line
 
@@ -52,7 +52,7 @@ def waterfall(falls: Sequence[Fall], *, marks: Mapping[str, float], title: str =
         if left < accuracy < right:
             axis.axvline(accuracy, color=GREY, linewidth=1, linestyle="--", zorder=0)
             axis.text(accuracy, len(falls) - 0.42, f" {name}", fontsize=8, color=GREY, va="bottom")
-    axis.set_yticks(range(len(falls)), [fill(fall.name, LINE) for fall in falls], fontsize=9)
+    axis.set_yticks(range(len(falls)), [fill(as_label(fall.name, 200), LINE) for fall in falls], fontsize=9)
     axis.set_ylim(len(falls) - 0.4, -0.6)
     axis.set_xlim(left, right)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

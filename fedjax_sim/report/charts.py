@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_sim.experiment.history import is_number
-from fedjax_sim.plots.style import BLUE, GREEN, ORANGE, svg, thin
+from fedjax_sim.plots.style import BLUE, GREEN, ORANGE, as_label, svg, thin
 from fedjax_sim.report.facts import came_last, worst_tenth
-from fedjax_sim.report.figures import HEIGHT, Figure, Line, clocked, costs, legend, lines, plain, start
+from fedjax_sim.report.figures import HEIGHT, Figure, Line, clocked, costs, legend, lines, start
 from fedjax_sim.report.read import Run, clean, number
 
 ENTRIES = 250_000  # of the table of clients that are looked at together
@@ -57,7 +57,7 @@ def clients(run: Run) -> Figure | None:
     shares = axis.xaxis if few else axis.yaxis
     shares.set_major_formatter(lambda value, _: f"{value:.0%}")
     if few:
-        axis.set_yticks(range(len(rows)), [plain(row.get("name", row["client"])) for row in rows], fontsize=8)
+        axis.set_yticks(range(len(rows)), [as_label(row.get("name", row["client"])) for row in rows], fontsize=8)
         axis.set_ylim(len(rows) - 0.5, -0.5)
     legend(figure, axis)
     return Figure(svg(figure, "clients", f"Accuracy of each client. {caption}"), caption)
@@ -97,7 +97,7 @@ def participation(run: Run, found: list[Part]) -> Figure | None:
         for kind, color in kinds:
             places, many = [i + shapes[kind][0] for i in range(len(found))], [getattr(p, kind) for p in found]
             axis.barh(places, many, shapes[kind][1], color=color, label=kind if len(kinds) > 1 else None)
-        axis.set_yticks(range(len(found)), [plain(known.get(p.client, p.client)) for p in found], fontsize=8)
+        axis.set_yticks(range(len(found)), [as_label(known.get(p.client, p.client)) for p in found], fontsize=8)
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         legend(figure, axis)

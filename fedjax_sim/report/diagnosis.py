@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim._text import say
 from fedjax_sim.diagnose import Diagnosis, Estimate, Suspect, Tried
 from fedjax_sim.diagnose.found import HEALTHY
 from fedjax_sim.diagnose.words import span
@@ -122,7 +123,7 @@ def print_diagnosis(console: Any, found: Diagnosis, folder: Path) -> None:
 
 def _say(console: Any, lines: Sequence[str]) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def points(value: Estimate | None, sign: bool = False) -> str:

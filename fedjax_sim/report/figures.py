@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.experiment.history import is_number
-from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, POINTS, new_figure, panel, svg, thin
+from fedjax_sim.plots.style import BLUE, GREEN, GREY, ORANGE, POINTS, as_label, new_figure, panel, svg, thin
 from fedjax_sim.report.compare import Group, mean_curve
 from fedjax_sim.report.facts import best_of
-from fedjax_sim.report.read import Run, clean
+from fedjax_sim.report.read import Run
 
 MARKED = 40  # points up to which each has a marker
 COLORS = (BLUE, ORANGE, GREEN, "#7b4fa3", "#b8255f", "#8a6d1f", "#2a9db0", GREY)
@@ -87,12 +87,6 @@ def legend(figure: Any, axis: Any) -> None:
         columns = 1 if max(map(len, labels)) > 34 else 2
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
-
-
-def plain(text: Any, longest: int = 26) -> str:
-    """Text from a file as a figure may show it: short, and no dollar begins a formula."""
-    shown = clean(text)
-    return (shown if len(shown) <= longest else shown[: longest - 1] + "…").replace("$", r"\$")
 
 
 def curves(run: Run) -> list[Figure | None]:
@@ -187,7 +181,7 @@ def compared_curves(groups: Sequence[Group]) -> list[Figure | None]:
                                ("test_loss", "Test loss", "per example"),
                                ("loss_before", "Loss of the global model on clients", "per example")):  # fmt: skip
         means = [mean_curve(g, name) for g in groups]
-        drawn = [(plain(g.label, 60), x, y) for g, (x, y, _) in zip(groups, means, strict=True)]
+        drawn = [(as_label(g.label, 60), x, y) for g, (x, y, _) in zip(groups, means, strict=True)]
         bands = {i: band for i, (_, _, band) in enumerate(means)}
         percent = name == "test_accuracy"
         found.append(lines(name.replace("_", "-"), title, label, drawn, caption, spreads=bands, percent=percent))
@@ -199,7 +193,7 @@ def compared_costs(groups: Sequence[Group]) -> list[Figure | None]:
     several = any(len(g.runs) > 1 for g in groups)
     caption = "The run with the lowest seed of each." if several else "One run each."
     by_bytes, by_time = zip(*(costs(g.runs[0]) for g in groups), strict=True)
-    labels = [plain(g.label, 60) for g in groups]
+    labels = [as_label(g.label, 60) for g in groups]
     unit, by_time = clocked(by_time)
     return [
         lines("cost-bytes", "Accuracy by what was sent", "test accuracy",

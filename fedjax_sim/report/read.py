@@ -1,13 +1,12 @@
 """A run as plain data, from the files of its folder; what is missing or broken is noted and left out."""
 
-import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim._text import clean, parse_json, parse_toml
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.folder import RECORD
@@ -86,11 +85,6 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [read_run(folder) for folder in folders]
 
 
-def clean(value: Any) -> str:
-    """`value` as text without control characters, which neither terminals nor pages should see."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-
-
 def number(tree: Any, *path: str) -> float | None:
     """The finite number at `path` in nested tables, None where there is none."""
     for name in path:
@@ -148,7 +142,7 @@ def _torn(path: Path) -> bool:
 
 def _summary(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -164,7 +158,7 @@ def _config(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
-        return _printable(text), flat(tomllib.loads(text))
+        return _printable(text), flat(parse_toml(text))
     except FileNotFoundError:
         notes.append("There is no config.toml: what was trained is not known.")
     except (OSError, ValueError) as error:
@@ -183,7 +177,7 @@ def _clients(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     rows, broken = [], 0
     for line in filter(str.strip, lines):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and is_number(row.get("client")) and is_number(row.get("global_accuracy")):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_sim._text import say
 from fedjax_sim.experiment.history import is_number
 from fedjax_sim.report.charts import Part, names
 from fedjax_sim.report.compare import Group, difference, of_group
@@ -205,7 +206,7 @@ def printed(console: Any, table: Table, heading: bool = True) -> None:
     """The table on a terminal as rich draws it, on its side where that fits better, elsewhere as aligned text."""
     if not console.is_terminal:
         for line in plain(table, heading):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
         return
     from rich.table import Table as Rich
     from rich.text import Text

@@ -1,12 +1,12 @@
 """LEAF's JSON files (Caldas et al. 2018): FEMNIST, Shakespeare, Sent140, Synthetic and others in their layout."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim._text import parse_json, whole_characters
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.convert import as_bytes, pixels, tell_of_pixels
 from fedjax_sim.data.federated import Dataset
@@ -97,15 +97,16 @@ def _users(folder: Path) -> list[_User]:
 
 def _read(file: Path) -> Iterator[_User]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         users, counts, data = content["users"], content["num_samples"], content["user_data"]
         groups = content.get("hierarchies")
     except OSError as error:
         raise InputError(f"{file}: it cannot be read ({error.strerror}); prepare it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise InputError(f"{file}: it is not one of LEAF's files ({reason}); prepare it again") from None
     kinds = isinstance(users, list) and isinstance(counts, list) and isinstance(data, dict)
+    kinds = kinds and isinstance(groups, (list, type(None)))
     if not kinds or len(counts) != len(users) or (groups is not None and len(groups) != len(users)):
         raise InputError(f'{file}: "users", "num_samples" and "hierarchies" differ in length or kind; prepare it again')
     for i, (name, count) in enumerate(zip(users, counts, strict=True)):
@@ -118,7 +119,7 @@ def _read(file: Path) -> Iterator[_User]:
             raise InputError(
                 f"{where}: {lengths[0]} x and {lengths[1]} y, but num_samples says {shown(count)}; prepare it again"
             )
-        yield _User(file, name, None if groups is None else str(groups[i]), x, y)
+        yield _User(file, whole_characters(name), None if groups is None else whole_characters(str(groups[i])), x, y)
 
 
 def _encoded(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int, int | None]:
@@ -136,7 +137,7 @@ def _encoded(users: list[_User]) -> tuple[np.ndarray, np.ndarray, int, int | Non
     if kind == "text":
         return _characters(users)
     if kind == "tweet":
-        texts = [x[TWEET_TEXT] for user in users for x in user.x]
+        texts = [whole_characters(x[TWEET_TEXT]) for user in users for x in user.x]
         padded = [text.encode()[:TWEET_BYTES].ljust(TWEET_BYTES, b"\0") for text in texts]
         inputs = np.frombuffer(b"".join(padded), np.uint8).reshape(-1, TWEET_BYTES)
         return inputs, _sentiments(users), 2, BYTES

@@ -1,6 +1,5 @@
 """Shakespeare's plays, role by role: the next character (McMahan et al. 2017; LEAF, Caldas et al. 2018)."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_sim import _validate
+from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.data.federated import Dataset
 from fedjax_sim.data.sources.places import existing, find
@@ -84,9 +84,9 @@ def _roles(file: Path) -> list[_Role]:
 def _role(line: str, where: str) -> _Role:
     """One line's role; without any text where it is too short."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
         play, role, speeches = content["play"], content["role"], content["speeches"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise InputError(f"{where}: it is damaged ({reason}); give an object with play, role and speeches") from None
     texts = [play, role, *speeches] if isinstance(speeches, list) else [None]
