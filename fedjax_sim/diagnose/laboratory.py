@@ -371,6 +371,6 @@ def _read(path: Path) -> dict[str, Course]:
             tree = parse_json(line)
             name = tree.pop("run")
             found[name] = Course(**tree)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: it holds no runs of a diagnosis ({error}); give another folder") from None
     return found

@@ -247,13 +247,17 @@ def _flat(tree: Mapping[str, Any], joint: str, prefix: str = "") -> Iterator[tup
 
 
 def _state(folder: Path) -> dict[str, Any]:
+    """Which runs of the trackers this one is; none, with a warning, where that cannot be read."""
     if not (path := folder / STATE).exists():
         return {}
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: it is damaged ({error}); remove it, and the trackers begin anew") from None
-    return found if isinstance(found, dict) else {}
+        found = parse_json(path.read_bytes())
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and all(isinstance(k, dict) and isinstance(k.get("run"), str) for k in found.values()):
+        return found
+    warnings.warn(f"{path}: it is damaged; trackers begin another run", stacklevel=2)
+    return {}
 
 
 def _remember(folder: Path, tracker: str, **known: Any) -> None:
