@@ -18,7 +18,7 @@ from fedjax_sim.network.profiles import Profiles, make_profiles
 SECONDS_PER_KM, SECONDS_PER_LINK = 0.0085e-3, 4e-3  # as the authors of the Gaia and Zoo networks' distances take them
 
 LARGEST = 1e30  # of a number in a file
-_TOKEN = re.compile(r'\s*(?:#[^\n]*(?:\n|$)\s*)*("[^"]*"|\[|\]|[^\s\[\]"]+|$)')
+_TOKEN = re.compile(r'\s*(?:#[^\n]*(?:\n|$)\s*)*("[^"]*"|\[|\]|[^\s\[\]"#][^\s\[\]"]*|$)')
 
 
 class Network(NamedTuple):
