@@ -230,18 +230,20 @@ def test_a_history_cut_off_in_the_writing_is_read_up_to_there(tmp_path: Path) ->
         read_history(tmp_path / "none.jsonl")
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "kept"), [("history.jsonl", "false"), ("per_client.npy", "true")])
+def test_a_full_disk_is_one_line_and_leaves_whole_rounds(tmp_path: Path, file: str, kept: str) -> None:
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limited += "sys.argv[1:] = sys.argv[1:]; from fedjax_sim.cli import main; main()"
-    arguments = ("run", *QUICK, "--set", "training.rounds=300", "--set", "output.name=full")
+    arguments = ("run", *QUICK, "--set", "training.rounds=300", "--set", "output.name=full",
+                 "--set", f"output.per_client={kept}")  # fmt: skip
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", limited, *arguments], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     assert process.returncode == 2, process.stderr
     assert process.stderr.count("\n") == 1
-    assert "history.jsonl: round " in process.stderr
+    assert f"{file}: round " in process.stderr
     text = (tmp_path / "runs" / "full" / "history.jsonl").read_text()
     assert text.endswith("}\n")
     assert len(read_history(tmp_path / "runs" / "full" / "history.jsonl")) == text.count("\n") >= 1

@@ -406,5 +406,5 @@ def test_cohorts_that_were_asked_for_are_not_cut_to_the_clients_left(tmp_path: P
 
 def test_results_are_plain_lines(tmp_path: Path) -> None:
     assert of_trials.SEED == "training.seed"
-    done = Done({"a.b": 1}, [2], [0.5], [1.0], 10, 0.0)
+    done = Done({"a.b": 1}, [2], [0.5], [1.0], 10, 0.0, [0.5], [None], 0.5)
     assert json.loads(json.dumps(done._asdict())) == done._asdict()

@@ -92,7 +92,8 @@ class Table:
             self._settle(self.count + len(found))
         except OSError as error:
             self.file.truncate(_place(self.count))
-            raise InputError(f"{self.path}: it cannot be written ({error.strerror}); make room and resume") from None
+            reason = f"round {found['round'][0] if len(found) else 0} cannot be written ({error.strerror})"
+            raise InputError(f"{self.path}: {reason}; make room, the rounds before are there") from None
 
     def close(self) -> None:
         self.file.close()
