@@ -66,8 +66,8 @@ def whole(name: str, value: Any, *, least: int = 1) -> int:
     return int(value)
 
 
-def number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> Any:
-    """`value`, a finite number over `above` or of at least `least`, in float32, too; a traced one passes unseen."""
+def real(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> Any:
+    """`value`, a finite number over `above` or of at least `least`, for the host; a traced one passes unseen."""
     if isinstance(value, Tracer):
         return value
     asked = f"over {above}" if above is not None else f"of at least {least}" if least is not None else ""
@@ -80,7 +80,13 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
         given = np.inf
     if not np.isfinite(given) or (above is not None and given <= above) or (least is not None and given < least):
         raise InputError(f"{name}: {shown(value)} is out of range; give a finite number {asked}".rstrip())
-    return single(name, value)
+    return value
+
+
+def number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> Any:
+    """`value`, as in `real`, for a device: it is none that float32 makes another of, see `single`."""
+    value = real(name, value, above=above, least=least)
+    return value if isinstance(value, Tracer) else single(name, value)
 
 
 def single(name: str, value: Any, *, below_one: bool = False) -> Any:

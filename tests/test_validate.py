@@ -294,11 +294,10 @@ def test_a_metric_that_is_not_one_per_example():
     [
         ({"algorithm": {"learning_rate": 1e-50}}, ("algorithm.learning_rate: 1e-50", "0 in float32")),
         ({"algorithm": {"server_learning_rate": 1e-40}}, ("algorithm.server_learning_rate: 1e-40", "0 in float32")),
-        ({"algorithm": {"learning_rate": 1e39}}, ("algorithm.learning_rate: 1e+39", "infinite in float32")),
         ({"algorithm": {"momentum": 1 - 1e-12}}, ("algorithm.momentum: 0.999", "1 in float32")),
         ({"algorithm": {"name": "fedadam", "beta2": 1 - 1e-12}}, ("algorithm.beta2: 0.999", "1 in float32")),
         ({"algorithm": {"mu": 1e-300}}, ("algorithm.mu: 1e-300", "0 in float32")),
-        ({"privacy": {"clip_norm": 1e300}}, ("privacy.clip_norm: 1e+300", "infinite in float32")),
+        ({"privacy": {"clip_norm": 1e-39}}, ("privacy.clip_norm: 1e-39", "0 in float32")),
         ({"attack": {"scale": 1e-60}}, ("attack.scale: 1e-60", "0 in float32")),
     ],
 )

@@ -56,7 +56,7 @@ def federate(
     counts = np.bincount(rows, minlength=total)
     if counts.max() > 1:
         raise InputError(f"parts: row {int(counts.argmax())} is dealt {counts.max()} times; deal each row once at most")
-    if not 0 <= _validate.number("local_test_fraction", local_test_fraction) < 1:
+    if not 0 <= _validate.real("local_test_fraction", local_test_fraction) < 1:
         raise InputError(f"local_test_fraction: {local_test_fraction} is not from 0 to under 1; give 0.2, say")
     _check_columns("columns", dataset.columns, train)
     kept, held = _hold_out(parts, local_test_fraction, seed)

@@ -53,7 +53,7 @@ def dirichlet(
       InputError: `min_examples` was not reached in 1,000 draws, or a setting is out of range.
     """
     labels, rng = prepared(labels, clients, min_examples, seed)
-    _validate.number("alpha", alpha, above=0)
+    _validate.real("alpha", alpha, above=0)
     classes = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     cuts = until_enough(
         lambda: _class_cuts(rng, [len(rows) for rows in classes], clients, float(alpha)),
@@ -108,7 +108,7 @@ def dirichlet_clients(
       InputError: fewer than `min_examples` for a client, or a setting out of range.
     """
     labels, rng = prepared(labels, clients, min_examples, seed)
-    _validate.number("alpha", alpha, above=0)
+    _validate.real("alpha", alpha, above=0)
     codes, class_sizes = classes_of(labels)
     counts = _client_counts(rng, class_sizes, even_sizes(len(labels), clients), float(alpha))
     return _dealt(by_class(rng, codes), np.tile(np.arange(clients), len(class_sizes)), counts.T.ravel(), clients)

@@ -59,7 +59,7 @@ def quantity_lognormal(
       InputError: fewer than `min_examples` for a client, or a setting out of range.
     """
     labels, rng = prepared(labels, clients, min_examples, seed)
-    _validate.number("sigma", sigma, least=0)
+    _validate.real("sigma", sigma, least=0)
     z = rng.standard_normal(clients)
     with np.errstate(over="ignore"):  # of an absurd sigma, for which the largest client gets it all
         weights = np.exp(float(sigma) * (z - z.max()))
@@ -88,7 +88,7 @@ def quantity_zipf(
       InputError: fewer than `min_examples` for a client, or a setting out of range.
     """
     labels, rng = prepared(labels, clients, min_examples, seed)
-    _validate.number("exponent", exponent, least=0)
+    _validate.real("exponent", exponent, least=0)
     weights = rng.permutation(np.arange(1.0, clients + 1) ** -float(exponent))
     return _cut(rng, in_proportion(len(labels), weights, min_examples))
 
@@ -114,7 +114,7 @@ def quantity_dirichlet(
       InputError: `min_examples` was not reached in 1,000 draws, or a setting is out of range.
     """
     labels, rng = prepared(labels, clients, min_examples, seed)
-    _validate.number("alpha", alpha, above=0)
+    _validate.real("alpha", alpha, above=0)
     sizes = until_enough(
         lambda: in_proportion(len(labels), dirichlet_shares(rng, np.full(clients, float(alpha)))),
         lambda sizes: sizes,
@@ -144,7 +144,7 @@ def long_tail(labels: np.ndarray, ratio: float, *, seed: int = 0, reverse: bool 
     Raises:
       InputError: the ratio is out of range.
     """
-    if _validate.number("ratio", ratio, above=0) > 1:
+    if _validate.real("ratio", ratio, above=0) > 1:
         raise InputError(f"ratio: {ratio} is over 1; give the rarest class's size over the largest's, such as 0.01")
     codes, sizes = classes_of(checked_labels(labels))
     place = np.linspace(0.0, 1.0, len(sizes))

@@ -55,7 +55,7 @@ def poisson(num_clients: int, rate: float, *, available: Available | None = None
       InputError: a rate that is not over 0 and at most 1; from `draw`, more clients than slots.
     """
     _validate.whole("num_clients", num_clients)
-    if _validate.number("rate", rate, above=0) > 1:
+    if _validate.real("rate", rate, above=0) > 1:
         raise InputError(f"rate: {rate} is over 1; give a probability")
     slots = _slots(num_clients, rate)
 

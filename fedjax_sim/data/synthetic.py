@@ -58,7 +58,7 @@ def synthetic(
       InputError: a setting is out of range, or too many examples for memory.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if _validate.number(name, value, least=0) > LARGEST:
+        if _validate.real(name, value, least=0) > LARGEST:
             raise InputError(f"{name}: {value} is over {LARGEST:g}, too much for float32; give less, such as 1")
     _validate.whole("clients", clients)
     _validate.whole("seed", seed, least=0)

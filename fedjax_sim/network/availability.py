@@ -30,7 +30,7 @@ class Availability(NamedTuple):
 
 def by_round(availability: Availability, round_seconds: float) -> Callable[[np.ndarray, int], np.ndarray]:
     """`(ids, round) -> bool` for a sampler, where every round begins `round_seconds` after the one before."""
-    seconds = float(_validate.number("round_seconds", round_seconds, above=0))
+    seconds = float(_validate.real("round_seconds", round_seconds, above=0))
     return lambda ids, round: availability(ids, round * seconds)
 
 
@@ -46,7 +46,7 @@ def periodic(probability: float, period_seconds: float, seed: int) -> Availabili
       InputError: a probability that is not over 0 and at most 1, or a period that is not over 0.
     """
     probability = _share("probability", probability)
-    period = float(_validate.number("period_seconds", period_seconds, above=0))
+    period = float(_validate.real("period_seconds", period_seconds, above=0))
     _validate.whole("seed", seed, least=0)
 
     def drawn(ids: np.ndarray, index: np.ndarray | int) -> np.ndarray:
@@ -78,7 +78,7 @@ def diurnal(share: float, seed: int, *, period_seconds: float = DAY_SECONDS) -> 
       InputError: a share that is not over 0 and at most 1, or a period that is not over 0.
     """
     share = _share("share", share)
-    period = float(_validate.number("period_seconds", period_seconds, above=0))
+    period = float(_validate.real("period_seconds", period_seconds, above=0))
     _validate.whole("seed", seed, least=0)
 
     def days(ids: np.ndarray, t: np.ndarray | float) -> np.ndarray:
@@ -106,7 +106,7 @@ def intervals(per_client: Sequence[Any], *, period_seconds: float | None = None)
     Raises:
       InputError: intervals that overlap, are empty or out of order, begin before 0 or end after the period.
     """
-    period = None if period_seconds is None else float(_validate.number("period_seconds", period_seconds, above=0))
+    period = None if period_seconds is None else float(_validate.real("period_seconds", period_seconds, above=0))
     limit = np.inf if period is None else period
     tables = []
     for client, rows in enumerate(per_client):
@@ -170,6 +170,6 @@ def _awake_by(now: Callable[..., np.ndarray], ids: np.ndarray, wakes: np.ndarray
 
 
 def _share(name: str, value: Any) -> float:
-    if _validate.number(name, value, above=0) > 1:
+    if _validate.real(name, value, above=0) > 1:
         raise InputError(f"{name}: {_validate.shown(value)} is over 1; give a share over 0 and at most 1")
     return float(value)

@@ -89,7 +89,7 @@ def read_network(path: str | Path, *, default_capacity_bps: float = 1e9) -> Netw
     Raises:
       InputError: naming the file and the site or link that is wrong.
     """
-    _validate.number("default_capacity_bps", default_capacity_bps, above=0)
+    _validate.real("default_capacity_bps", default_capacity_bps, above=0)
     try:
         pairs = parse_gml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

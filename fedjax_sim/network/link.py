@@ -44,7 +44,7 @@ def shared_finish(starts: Any, bits: Any, caps_bps: Any, server_bps: float) -> n
         if not good.all():
             row = int(np.argmin(good))
             raise InputError(f"{name}: transfer {row} has {(starts, bits, caps)[_FIELDS[name]][row]}; give {fix}")
-    capacity = float(_validate.number("server_bps", server_bps, above=0))
+    capacity = float(_validate.real("server_bps", server_bps, above=0))
     finish = starts.copy()
     order = np.lexsort((np.arange(len(starts)), starts))
     order = order[bits[order] > 0]

@@ -68,8 +68,8 @@ def lognormal(
     ids, seed = _population(num_clients, seed)
 
     def spread(purpose: int, name: str, median: float, sigma: float) -> np.ndarray:
-        _validate.number(f"median_{name}", median, above=0)
-        _validate.number(f"sigma_{name.removesuffix('_bps')}", sigma, least=0)
+        _validate.real(f"median_{name}", median, above=0)
+        _validate.real(f"sigma_{name.removesuffix('_bps')}", sigma, least=0)
         with np.errstate(over="ignore"):
             return median * np.exp(sigma * normal(seed, purpose, ids))
 
@@ -157,7 +157,7 @@ def slowed(profiles: Profiles, ids: Any, factor: float) -> Profiles:
       InputError: a client that does not exist, or a factor that is not over 0.
     """
     clients = len(check(profiles).downlink_bps)
-    _validate.number("factor", factor, above=0)
+    _validate.real("factor", factor, above=0)
     ids = _validate.client_ids(np.asarray(ids, np.int64) if np.size(ids) == 0 else ids, clients)
     if (ids < 0).any():
         raise InputError(f"ids: client {ids.min()} does not exist; give numbers from 0 to {clients - 1}")
@@ -188,7 +188,7 @@ def from_devices(
       InputError: naming the file and the entry that lacks a field or has a value out of range.
     """
     ids, seed = _population(num_clients, seed)
-    _validate.number("median_seconds_per_step", median_seconds_per_step, above=0)
+    _validate.real("median_seconds_per_step", median_seconds_per_step, above=0)
     speeds_path, scores_path = Path(folder) / "speed_distri.json", Path(folder) / "raw_ai_benchmark_list.json"
     speeds, phones = _json(speeds_path, dict), _json(scores_path, list)
     links = np.array(
@@ -220,7 +220,7 @@ def _population(num_clients: int, seed: int) -> tuple[np.ndarray, int]:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, float) and np.isinf(value):
         return value  # an infinite bandwidth is allowed; `make_profiles` says of which field
-    return float(_validate.number(name, value))
+    return float(_validate.real(name, value))
 
 
 def _text(path: str | Path) -> str:

@@ -65,7 +65,7 @@ def deadline(seconds: float, *, partial: bool = False, wait_out: bool = False) -
     Raises:
       InputError: a deadline that is not over 0.
     """
-    limit = float(_validate.number("seconds", seconds, above=0))
+    limit = float(_validate.real("seconds", seconds, above=0))
 
     def decide(ids: Any, times: Times, planned: Any, dropped: Any = None) -> Outcome:
         cohort = _Cohort.of(ids, times, planned, dropped)

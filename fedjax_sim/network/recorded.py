@@ -48,7 +48,7 @@ def device_capacity(
       InputError: naming the file, and the line or column that is missing, unknown, no number or out of range.
     """
     _validate.whole("batch_size", batch_size)
-    _validate.number("passes", passes, above=0)
+    _validate.real("passes", passes, above=0)
     table = _table(path, ("computation", "communication"), ("client",), _CAPACITY)
     milliseconds, kilobits = table.columns["computation"], table.columns["communication"]
     _refuse(
@@ -92,7 +92,7 @@ def availability_trace(
         _validate.whole("num_clients", num_clients)
     _validate.whole("seed", seed, least=0)
     if period_seconds is not None:
-        _validate.number("period_seconds", period_seconds, above=0)
+        _validate.real("period_seconds", period_seconds, above=0)
     table = _table(path, ("client", "active", "inactive"), (), _BEHAVIOUR)
     active, inactive = table.columns["active"], table.columns["inactive"]
     _refuse(table, path, "active", ~(np.isfinite(active) & (active >= 0)), "finite seconds of at least 0")

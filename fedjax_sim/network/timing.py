@@ -64,7 +64,7 @@ def round_times(
     if traces is not None:
         if server_bps is not None or len(traces) == 0:
             raise InputError(f"traces: {len(traces)} of them, server_bps {server_bps}; give at least one, and no other")
-        _validate.number("start", start, least=0)
+        _validate.real("start", start, least=0)
         download = latency + _traced(traces, ids, down, np.full(len(ids), float(start)))
         begins = start + (0.0 if pipelined else download + compute)
         upload = latency + _traced(traces, ids, up, begins + latency)

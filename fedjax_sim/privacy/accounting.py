@@ -69,7 +69,7 @@ def gaussian_spending(
     import dp_accounting as dp
     from dp_accounting.pld import privacy_loss_distribution as distributions
 
-    _validate.number("noise_multiplier", noise_multiplier, above=0)
+    _validate.real("noise_multiplier", noise_multiplier, above=0)
     _check_delta(delta)
     _validate.one_of("accountant", method, ("auto", "pld", "rdp"))
     apart = 2.0 if cohort is not None else distance
@@ -133,7 +133,7 @@ def laplace_spending(
     import dp_accounting as dp
     from dp_accounting.pld import privacy_loss_distribution as distributions
 
-    _validate.number("noise_multiplier", noise_multiplier, above=0)
+    _validate.real("noise_multiplier", noise_multiplier, above=0)
     _validate.one_of("accountant", method, ("auto", "pld", "rdp", "sum"))
     if delta != 0:
         _check_delta(delta)
@@ -236,7 +236,7 @@ def example_spending(
     """
     from dp_accounting.pld import privacy_loss_distribution as distributions
 
-    _validate.number("noise_multiplier", noise_multiplier, above=0)
+    _validate.real("noise_multiplier", noise_multiplier, above=0)
     _check_delta(delta)
     if batch_size >= size or noise_multiplier < LEAST:
         rate = None if batch_size >= size else batch_size / size
@@ -279,7 +279,7 @@ def calibrate(spending: Callable[[float], Spending], times: int, epsilon: float)
     Raises:
       InputError: no noise multiplier up to 2^20 does it.
     """
-    epsilon = float(_validate.number("epsilon", epsilon, above=0))
+    epsilon = float(_validate.real("epsilon", epsilon, above=0))
     return _calibrated(spending, _validate.whole("rounds", times), epsilon)
 
 
@@ -316,6 +316,6 @@ def _calibrated(spending: Callable[[float], Spending], times: int, epsilon: floa
 
 
 def _check_delta(delta: float) -> None:
-    if not 0 < _validate.number("delta", delta, above=0) < 1:
+    if not 0 < _validate.real("delta", delta, above=0) < 1:
         raise InputError(f"delta: {delta} is out of range; give a number between 0 and 1, less than one over the "
                          "number of clients")  # fmt: skip

@@ -60,7 +60,7 @@ def plant(
       InputError: examples that are no dict, more canaries than entries, or a number out of range.
     """
     _validate.whole("canaries", canaries, least=2)
-    _validate.number("strength", strength, above=0)
+    _validate.real("strength", strength, above=0)
     examples = population.examples
     if not isinstance(examples, dict) or FIELD in examples:
         raise InputError(f"population: its examples are no dict without a field {FIELD!r}; give one of named arrays")

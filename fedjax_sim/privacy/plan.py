@@ -201,7 +201,7 @@ def privatize(
     if epsilon is None and noise_multiplier is None:
         raise InputError("epsilon: missing, and noise_multiplier too; give a target, or the noise")
     if noise_multiplier is not None:
-        _validate.number("noise_multiplier", noise_multiplier, above=0)
+        _validate.real("noise_multiplier", noise_multiplier, above=0)
     if rounds is None and (noise_multiplier is None or mechanism == "matrix"):
         raise InputError("rounds: missing; a target, or matrix noise, is for a number of rounds")
     kind = mechanism.removeprefix("local_")
@@ -233,8 +233,8 @@ def privatize(
     separation, made = num_clients // expected, ()
     if mechanism == "matrix":
         made = tuple(toeplitz(rounds or 1, bands or min(separation, 16, rounds or 1)).tolist())
-    clip = float(_validate.number("clip_norm", clip_norm, above=0)) if entries else None
-    spending = Account(mechanism, sampling, cohort_size, num_clients, float(_validate.number("delta", delta)), method,
+    clip = float(_validate.real("clip_norm", clip_norm, above=0)) if entries else None
+    spending = Account(mechanism, sampling, cohort_size, num_clients, float(_validate.real("delta", delta)), method,
                         clip, entries, expected, least, made, (rounds or 1) if made else 0)  # fmt: skip
     sampled = mechanism == "matrix" or (mechanism in ("gaussian", "laplace") and sampling == "poisson") or (
         mechanism == "gaussian" and sampling == "uniform")  # fmt: skip
@@ -268,7 +268,7 @@ def privatize(
 
 def _bare(algorithm: Algorithm, num_clients: int, cohort_size: int, name: str, epsilon: Any, guarantee: str) -> Private:
     """Laplace noise of scale `1 / epsilon` on messages that nothing bounds, as many tutorials add it."""
-    _validate.number("epsilon", epsilon, above=0)
+    _validate.real("epsilon", epsilon, above=0)
     if guarantee != "none":
         raise InputError(
             f"guarantee: noise of scale 1/epsilon (epsilon {epsilon}) on messages that are not clipped hides nobody; "

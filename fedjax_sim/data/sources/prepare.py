@@ -40,7 +40,7 @@ def draw_test_rows(fraction: float, seed: int, groups: np.ndarray, *, stratify: 
     Raises:
       InputError: the fraction is out of range, or leaves no test rows or no training rows.
     """
-    if not _validate.number("data.test_fraction", fraction, above=0.0) < 1:
+    if not _validate.real("data.test_fraction", fraction, above=0.0) < 1:
         raise InputError(f"data.test_fraction: {fraction!r} is not between 0 and 1; give 0.2, say")
     total = len(groups)
     order = np.lexsort((np.random.default_rng([seed, 0]).permutation(total), groups))
