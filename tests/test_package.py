@@ -218,6 +218,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.counted",
             "experiment.clock",
             "experiment.choosing",
+            "experiment.covered",
             "experiment.build",
             "experiment.drive",
             "experiment.clients",

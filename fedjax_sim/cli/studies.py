@@ -43,7 +43,7 @@ def sweep(
 
     from fedjax_sim._text import say
     from fedjax_sim.experiment.progress import counting, how_ranked, ranking
-    from fedjax_sim.experiment.sweep import over_seeds, table
+    from fedjax_sim.experiment.sweep import composed, over_seeds, table
     from fedjax_sim.experiment.sweep import sweep as run_sweep
 
     console = Console()
@@ -54,6 +54,8 @@ def sweep(
     lines = table(results)
     console.print(ranking(lines))
     say(console, how_ranked(lines))
+    if told_of_privacy := composed(results):
+        say(console, told_of_privacy)
     say(console, f"Results are in {folder}")
 
 

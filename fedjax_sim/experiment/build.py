@@ -19,6 +19,7 @@ from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.compress import compressed, with_downlink
 from fedjax_sim.experiment.config import Config, Privacy
+from fedjax_sim.experiment.covered import Spent, earlier, left_out
 from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.federation import Change, make_cohorts, make_federation, validation_share
 from fedjax_sim.experiment.section import Section
@@ -42,6 +43,7 @@ class Experiment(NamedTuple):
     algorithm: Algorithm
     private: Private | None
     simulation: Simulation | None  # on a clock
+    before: Spent | None = None  # by the run whose model training starts from, of the same clients' privacy
 
     @property
     def data(self) -> FederatedData:
@@ -83,7 +85,12 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     of_examples = config.privacy.mechanism == DP_SGD  # which makes the algorithm anew
     algorithm = algorithm if of_examples else compressed(config.compression, algorithm)
     private = _private(config, model, data, algorithm, factory, options)
+    before = None
     if private is not None:
+        if private.spending is not None:
+            start = config.model.start.replace(SEED_MARK, str(config.training.seed))
+            before = earlier(config, private, start)
+            private = private._replace(uncovered=left_out(config, data, private, before))
         if private.spending is not None and data.pooled:
             public = ", ".join(data.pooled)
             private = private._replace(
@@ -102,7 +109,7 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     config, simulation = make_simulation(config, data, algorithm, model.params, sampler, drifts)
     if private is not None and private.spending is not None and simulation is not None:
         _refuse_a_clock_that_undoes_it(config, simulation)
-    return Experiment(config, phases, sampler, model, algorithm, private, simulation)
+    return Experiment(config, phases, sampler, model, algorithm, private, simulation, before)
 
 
 def _refuse_huge(config: Config, state: RoundState, clients: int) -> None:
@@ -284,6 +291,7 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
             known = {name: options.pop(name) for name in _OF_DP_SGD if name in options}
             if unknown := options.keys() - {"mechanism", "guarantee"}:
                 raise InputError(f"{min(unknown)}: {DP_SGD} has no such option; leave it out")
+            known["guarantee"] = privacy.guarantee
             return privatize_examples(factory, model.loss_fn, **made_with, **work, **common, **known)
         if bare and (unknown := options.keys() - {"mechanism", "guarantee", "epsilon"}):
             raise InputError(f"{min(unknown)}: laplace_bare has no such option; leave it out")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.data import FederatedData
-from fedjax_sim.experiment.federation import held_out_examples
+from fedjax_sim.experiment.federation import held_out_examples, tested_on_clients
 from fedjax_sim.experiment.history import History, Row
 
 RARE = 5
@@ -50,7 +50,7 @@ def choice(data: FederatedData) -> Choice | None:
     if on is None:
         return None
     there = data.validation or held_out_examples(data) or {}
-    return Choice(measure(data, there["labels"]), on, of_clients=on == VALIDATION or data.test is None)
+    return Choice(measure(data, there["labels"]), on, of_clients=on == VALIDATION or tested_on_clients(data))
 
 
 def best(scores: list[tuple[int, Score]]) -> int | None:

@@ -251,6 +251,14 @@ def _held_out(config: Config, data: FederatedData) -> FederatedData:
         raise InputError(f"training.{error}") from None
 
 
+def tested_on_clients(data: FederatedData) -> bool:
+    """Whether the global model is tested on examples that clients keep: there is no other test set, or it has as many
+    rows as they keep together, as where it was made of theirs."""
+    if data.local_test is None:
+        return False
+    return data.test is None or len(next(iter(data.test.values()))) == int(data.local_test.offsets[-1])
+
+
 def held_out_examples(data: FederatedData) -> dict[str, np.ndarray] | None:
     """What the global model is tested on: the global test set, else all that clients keep for testing."""
     held = data.test if data.test is not None or data.local_test is None else data.local_test.examples

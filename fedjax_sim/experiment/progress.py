@@ -25,6 +25,7 @@ from fedjax_sim._interrupt import interrupt
 from fedjax_sim._text import clean, say
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.choosing import CALLED, said
+from fedjax_sim.experiment.covered import together
 from fedjax_sim.experiment.history import Row
 from fedjax_sim.experiment.run import Reporter
 from fedjax_sim.experiment.summary import Summary
@@ -78,7 +79,8 @@ def terminal(console: Console, rounds: int) -> Reporter:
     seen = _Seen()
 
     def built(experiment: Experiment, folder: Path) -> None:
-        _print(console, describe(experiment))
+        for line in _begun(experiment):
+            _print(console, line)
         bar.start()
 
     def advanced(rows: list[Row]) -> None:
@@ -96,7 +98,8 @@ def plain(console: Console, rounds: int) -> Reporter:
     printed = [-LEAST_SECONDS]
 
     def built(experiment: Experiment, folder: Path) -> None:
-        _print(console, describe(experiment))
+        for line in _begun(experiment):
+            _print(console, line)
 
     def advanced(rows: list[Row]) -> None:
         first, before = not seen.rounds, seen.rounds * LINES // rounds
@@ -148,12 +151,14 @@ def ranking(lines: Sequence[Line]) -> Table:
     beside = [
         name for name in CALLED if name != "accuracy" and not any(math.isnan(getattr(line, name)) for line in lines)
     ]
-    for name in ("accuracy", "over seeds", "best on the way", *(CALLED[name] for name in beside)):
+    private = ["epsilon"] if any(line.epsilon is not None for line in lines) else []
+    for name in ("accuracy", "over seeds", "best on the way", *(CALLED[name] for name in beside), *private):
         shown.add_column(name, justify="right")
     for line in lines:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.settings.values()]
         spread = "" if line.seeds == 1 else f"± {line.spread:.1%} of {line.seeds}"
         others = [f"{getattr(line, name):.3f}" if name == "auc" else f"{getattr(line, name):.1%}" for name in beside]
+        others += ["none" if line.epsilon is None else f"{line.epsilon:.3g}"] if private else []
         cells = [Text(clean(value)) for value in values]
         shown.add_row(*cells, f"{line.last:.1%}", spread, f"{line.best:.1%}", *others)
     return shown
@@ -194,6 +199,12 @@ def download() -> Iterator[Callable[[str, int, int | None], None]]:
             bar.update(tasks[name], completed=done, total=total)
 
         yield show
+
+
+def _begun(experiment: Experiment) -> list[str]:
+    """The first lines of a run: who trains what, and what a guarantee leaves out."""
+    private = experiment.private
+    return [describe(experiment), *([f"{private.uncovered}."] if private is not None and private.uncovered else [])]
 
 
 def describe(experiment: Experiment) -> str:
@@ -247,6 +258,13 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
     if summary.privacy is not None:
         spent = "" if summary.epsilon is None else f"Epsilon {summary.epsilon:.3g} spent. "
         lines.append(f"{spent}{summary.privacy[0].upper()}{summary.privacy[1:]}.")
+    if summary.spent is not None and summary.spent_before is not None:
+        whole = together([summary.spent, summary.spent_before])
+        lines += (
+            [] if whole is None else [f"With the runs that its first model comes from: {whole.sentence()} at most."]
+        )
+    if summary.not_covered:
+        lines.append(f"{summary.not_covered}.")
     if (own := summary.own_tests) is not None:
         lines.append(
             f"On the own test examples of {own.clients} clients: the global model {own.global_accuracy:.1%} (worst "

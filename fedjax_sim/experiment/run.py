@@ -16,6 +16,7 @@ from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.choosing import choice
 from fedjax_sim.experiment.clients import evaluate_clients
 from fedjax_sim.experiment.config import Config, load_config, to_toml
+from fedjax_sim.experiment.covered import keeps_the_best
 from fedjax_sim.experiment.folder import (
     CLIENTS,
     CONFIG,
@@ -215,6 +216,8 @@ def _train(
         environment=environment(devices, config),
         changes=[change.sentence() for change in origin.changes],
         choice=choice(experiment.data),
+        private=experiment.private,
+        before=experiment.before,
     )
     write_json(folder / SUMMARY, summary.plain())
     return _leave(folder, history, summary, audience)
@@ -266,8 +269,9 @@ def _ended(folder: Path) -> Summary | None:
 
 
 def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
-    """All parameters of the last model and, if any was chosen, of the best, as folders of arrays."""
-    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if loop.best_round else None}
+    """All parameters of the last model and, if any was chosen and may be, of the best, as folders of arrays."""
+    best = loop.best_round and keeps_the_best(experiment.private, experiment.data)
+    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if best else None}
     for name, params in models.items():
         if params is not None:
             partial = folder / f"{name}{PARTIAL}"

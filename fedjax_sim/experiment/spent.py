@@ -11,10 +11,11 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.data import draw_rounds
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import parse_config
+from fedjax_sim.experiment.covered import Spent, spent_in
 from fedjax_sim.experiment.folder import HISTORY
 from fedjax_sim.experiment.history import rows_of
 from fedjax_sim.experiment.record import Ingredients, Origin
-from fedjax_sim.privacy import Private
+from fedjax_sim.privacy import Ledger, Private
 from fedjax_sim.privacy.composition import Past, refuse_unknown
 
 
@@ -80,6 +81,28 @@ def spent(origin: Origin, experiment: Experiment, done: int, *, changing: bool) 
     assert experiment.private.spending is not None
     refuse_unknown([*(part.spending for part in past), experiment.private.spending])
     return past
+
+
+def spent_by(experiment: Experiment, rounds: int) -> Spent | None:
+    """What so many rounds spend that are not stopped by the budget; None without a guarantee.
+
+    Raises:
+      InputError: more than the budget.
+    """
+    private, epsilon = experiment.private, 0.0
+    if private is None or private.spending is None:
+        return None
+    ledger = Ledger(private, experiment.data.num_clients)
+    for ids in _asked(experiment, 0, rounds - 1):
+        ledger.count(ids)
+    for ids in _asked(experiment, rounds - 1, rounds):
+        epsilon = ledger.spend(ids)
+    if private.budget is not None and epsilon is not None and epsilon > private.budget:
+        raise InputError(
+            f"privacy.epsilon: {private.budget:g}, but {rounds} rounds of this noise spend {epsilon:.3g}, and trials "
+            "do all their rounds; leave privacy.noise_multiplier out, or lower training.rounds"
+        )
+    return spent_in(private, epsilon)
 
 
 def promise(private: Private | None, past: Sequence[Past]) -> str | None:

@@ -11,7 +11,9 @@ from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError
 from fedjax_sim.experiment.choosing import Choice
 from fedjax_sim.experiment.clients import ClientSummary
+from fedjax_sim.experiment.covered import Spent, spent_in
 from fedjax_sim.experiment.history import History, speed
+from fedjax_sim.privacy import Private
 
 
 class Divergence(NamedTuple):
@@ -59,10 +61,13 @@ class Summary(NamedTuple):
     privacy: str | None  # what is guaranteed, or that nothing is
     environment: dict[str, Any]
     changes: list[str]  # what was changed on the way, a sentence each
+    not_covered: str | None = None  # what a guarantee leaves out
+    spent: Spent | None = None  # of the clients' privacy in this run alone, where something is guaranteed
+    spent_before: Spent | None = None  # by the run whose model training started from, and those before it
 
     def plain(self) -> dict[str, Any]:
         """The summary as it is written."""
-        nested = ("divergence", "own_tests", "slowest")
+        nested = ("divergence", "own_tests", "slowest", "spent", "spent_before")
         return self._asdict() | {name: value and value._asdict() for name in nested for value in [getattr(self, name)]}
 
 
@@ -94,11 +99,14 @@ def summarize(
     environment: dict[str, Any],
     changes: list[str],
     choice: Choice | None,
+    private: Private | None = None,
+    before: Spent | None = None,
 ) -> Summary:
     """The summary of rounds, and of what is not in them."""
     best = history.latest("best_round")
     reached = None if best is None else history.every("test_accuracy")[int(best) - 1]
     first, last = history.first or {}, history.last or {}
+    epsilon = last.get("epsilon") if last else 0.0 if status == "spent" else None
     return Summary(
         status=status,
         folder=str(folder),
@@ -124,10 +132,13 @@ def summarize(
         slowest=_slowest(history),
         divergence=divergence,
         own_tests=own_tests,
-        epsilon=last.get("epsilon") if last else 0.0 if status == "spent" else None,
+        epsilon=epsilon,
         privacy=promise,
         environment=environment,
         changes=changes,
+        not_covered=(private and private.uncovered) or None,
+        spent=spent_in(private, epsilon),
+        spent_before=before,
     )
 
 

@@ -14,10 +14,12 @@ from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.choosing import measure
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.covered import Spent, together
 from fedjax_sim.experiment.federation import majority
 from fedjax_sim.experiment.folder import append_lines, studied, whole_lines
 from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.space import refuse_many
+from fedjax_sim.experiment.spent import spent_by
 from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Program, Progress, Settings, state_bytes, with_settings
 
@@ -37,6 +39,11 @@ class Done(NamedTuple):
     auc: Sequence[float | None] = ()  # of two classes
     majority: float | None = None  # of the test set: what always answering its most frequent class reaches
     by: str = "accuracy"  # what settings on these data are compared by
+    spent: Spent | None = None  # of the clients' privacy, where something is guaranteed
+
+    def plain(self) -> dict[str, Any]:
+        """As it is written."""
+        return self._asdict() | {"spent": self.spent and self.spent._asdict()}
 
 
 class Line(NamedTuple):
@@ -51,6 +58,7 @@ class Line(NamedTuple):
     auc: float
     majority: float
     by: str  # what settings are compared by
+    epsilon: float | None = None  # of the run that spent most, where all guarantee something
 
 
 def over_seeds(trials: Sequence[Settings], first: int, seeds: int) -> list[dict[str, Any]]:
@@ -116,10 +124,11 @@ def sweep(
                     told(done, len(trials), reached.rounds, experiment.config.training.rounds)
                 places = group.places[first : first + most]
                 labels = program.grounds[0].test["labels"]
-                how = majority(labels), measure(experiment.data, labels)
+                spent = spent_by(experiment, experiment.config.training.rounds)
+                how = majority(labels), measure(experiment.data, labels), spent
                 results = {names[place]: _result(missing[place], progress, i, *how) for i, place in enumerate(places)}
                 keep()
-                lines = (json.dumps({"run": key, **result._asdict()}) for key, result in results.items())
+                lines = (json.dumps({"run": key, **result.plain()}) for key, result in results.items())
                 append_lines(folder / RESULTS, lines)
                 found |= results
                 done += len(results)
@@ -149,7 +158,9 @@ def _warn_of_equals(results: Sequence[Done]) -> None:
             return
 
 
-def _result(settings: Settings, progress: Sequence[Progress], place: int, majority: float, by: str) -> Done:
+def _result(
+    settings: Settings, progress: Sequence[Progress], place: int, majority: float, by: str, spent: Spent | None
+) -> Done:
     return Done(
         dict(settings),
         [p.rounds for p in progress],
@@ -161,7 +172,23 @@ def _result(settings: Settings, progress: Sequence[Progress], place: int, majori
         [_finite(p.auc[place]) for p in progress],
         majority,
         by,
+        spent,
     )
+
+
+def composed(results: Sequence[Done]) -> str:
+    """What the trials spend of the clients' privacy together, in a sentence; nothing where none guarantees anything."""
+    runs = len(results)
+    if not any(result.spent for result in results):
+        return ""
+    text = "Epsilon is of one run, and what is chosen by these numbers depends on all of them"
+    if any(path.startswith(("data.", "heterogeneity.")) for path in results[0].settings):
+        return f"{text}: runs on the same clients spend more."
+    spent = [result.spent for result in results if result.spent is not None]
+    whole = together(spent) if len(spent) == runs else None
+    if whole is None:
+        return f"{text}: {runs} runs on the same clients, whose guarantees differ, give none together that is known."
+    return f"{text}: {runs} runs on the same clients spend up to {whole.sentence()}."
 
 
 def table(results: Sequence[Done]) -> list[Line]:
@@ -178,7 +205,8 @@ def table(results: Sequence[Done]) -> list[Line]:
         spread = float(last.std(ddof=1)) if len(mine) > 1 else math.nan
         others = (_mean([r.balanced_accuracy[-1:] for r in mine]), _mean([r.auc[-1:] for r in mine]),
                   _mean([[r.majority] for r in mine]), mine[0].by)  # fmt: skip
-        found.append(Line(settings, len(mine), float(last.mean()), spread, float(best.mean()), *others))
+        epsilon = max(r.spent.epsilon for r in mine if r.spent) if all(r.spent for r in mine) else None
+        found.append(Line(settings, len(mine), float(last.mean()), spread, float(best.mean()), *others, epsilon))
     return sorted(found, key=_worth, reverse=True)
 
 
@@ -208,7 +236,8 @@ def _read(path: Path) -> dict[str, Done]:
         for line in whole_lines(path):
             tree = parse_json(line)
             key = tree.pop("run", "")  # which results of earlier versions lack
-            found[key] = Done(**tree)
+            spent = tree.pop("spent", None)
+            found[key] = Done(**tree, spent=spent and Spent(**spent))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: it holds no results of a sweep ({error}); give another folder") from None
     return found

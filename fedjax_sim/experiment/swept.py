@@ -6,6 +6,7 @@ from typing import Any
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.spent import spent_by
 from fedjax_sim.experiment.trials import SEED, Group, Settings, grouped, refuse_changes, with_settings
 
 _WHOLE_RUNS = "trials do all their rounds, whatever it is"
@@ -33,6 +34,7 @@ def tried_out(config: Config, trials: Sequence[Settings]) -> tuple[list[Group], 
         if first is None or not new <= seen:
             experiment = build(group.config)
             refuse_changes(experiment)
+            spent_by(experiment, experiment.config.training.rounds)
             _refuse_replaced(group, settings, experiment.config)
             first = first or experiment
             seen |= new

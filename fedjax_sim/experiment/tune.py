@@ -27,6 +27,7 @@ from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
 from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, refuse_slots, with_settings
 
+CHOSEN = "# chosen on clients that were held out, without noise: no epsilon of a run with these settings covers that"
 STUDY, BEST = "study.db", "best.toml"
 SEARCH = "fedjax_sim_search"  # attribute of a study: what is searched, and how
 SAMPLERS = ("tpe", "gp", "random")
@@ -182,7 +183,7 @@ def tune(
         if _best(study) == -math.inf:
             raise InputError(f"{folder}: no trial came to an end within its budget; raise the budget")
         best = {path: _native(study.best_params[path]) for path in space}
-        write_whole(folder / BEST, to_toml(with_settings(config, best)))
+        write_whole(folder / BEST, f"{CHOSEN}\n\n{to_toml(with_settings(config, best))}")
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         seen = study.best_trial.user_attrs
         how = (seen.get("by", "accuracy"), seen.get("accuracy"), seen.get("majority"))

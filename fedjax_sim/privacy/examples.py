@@ -17,7 +17,7 @@ from fedjax_sim.core.types import Array, PyTree, Scalar, Variables
 from fedjax_sim.messages import clipped, noise_like
 from fedjax_sim.privacy.account import promised_delta
 from fedjax_sim.privacy.accounting import ZERO, Spending, calibrate, example_bound, example_spending
-from fedjax_sim.privacy.plan import Private, make_sampler, most_turns
+from fedjax_sim.privacy.plan import NO_GUARANTEE, Private, make_sampler, most_turns
 
 
 class PrivateLoss(NamedTuple):
@@ -82,6 +82,7 @@ def privatize_examples(
     epsilon: float | None = None,
     rounds: int | None = None,
     seed: int | None = None,
+    guarantee: str = "dp",
     **options: Any,
 ) -> Private:
     """Builds an algorithm whose clients train by DP-SGD, so that what a client sends hides each of its examples, from
@@ -115,6 +116,7 @@ def privatize_examples(
       epsilon: the budget; without `noise_multiplier`, the target after `rounds` that it is worked out from.
       rounds: that the target is for.
       seed: of the run, see `privatize`.
+      guarantee: "dp"; "none" claims nothing, which settings elsewhere may undo.
       **options: of the factory.
 
     Raises:
@@ -134,7 +136,8 @@ def privatize_examples(
     sizes = np.unique(np.asarray(sizes)[np.asarray(sizes) > 0])
     if not sizes.size:
         raise InputError("sizes: nobody has an example; give the number of examples of each client")
-    delta = promised_delta(delta, examples, "example")
+    _validate.one_of("guarantee", guarantee, ("dp", "none"))
+    delta = promised_delta(delta, examples, "example") if delta is None or guarantee == "dp" else delta
     steps = np.asarray(planned_steps(jnp.asarray(sizes), batch_size, local_epochs, local_steps))
 
     spending = _Account(_hardest(sizes, steps), batch_size, float(delta))
@@ -153,6 +156,9 @@ def privatize_examples(
         "client (PLD)"
     )
     algorithm = algorithm._replace(personal=personal)
+    if guarantee == "none":
+        statement = f"{NO_GUARANTEE} asked for: DP-SGD with noise of {noise_multiplier:.4g} clip norms"
+        return Private(algorithm, sampler, None, noise_multiplier, None, statement, "poisson")
     return Private(algorithm, sampler, spending(noise_multiplier), noise_multiplier, epsilon, statement, "poisson")
 
 

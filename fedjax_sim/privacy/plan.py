@@ -56,6 +56,7 @@ class Private(NamedTuple):
     budget: float | None  # epsilon that is not to be exceeded
     statement: str  # one line
     local_sampling: str = "epochs"  # for `make_round`
+    uncovered: str = ""  # what of a run the guarantee is not for, a sentence
 
 
 class Ledger:

@@ -62,6 +62,8 @@ def overview(run: Run, found: Facts) -> Table:
             rows.append([label, text(value)])
         if name == "epsilon" and found.guarantee:
             rows.append(["guarantee", found.guarantee])
+            if isinstance(text := run.summary.get("not_covered"), str):
+                rows.append(["not covered", clean(text)])
     if found.epsilon is None and found.guarantee:
         rows.append(["guarantee", found.guarantee])
     if last := came_last(run).most_common(1):
@@ -153,6 +155,11 @@ def explained(groups: Sequence[Group]) -> list[str]:
     words = []
     if any(len(g.runs) > 1 for g in groups):
         words.append("Numbers are means over seeds, ± one standard deviation (over n - 1).")
+    if sum(found.epsilon is not None for g in groups for found in g.facts) > 1:
+        words.append(
+            "Epsilon is of one run: what several runs spend on the same clients adds up, at most to the sum of their "
+            "epsilons at the sum of their deltas."
+        )
     pairs = [d for g in groups[1:] if (d := difference(groups[0], g)) is not None]
     if any(d.half_width is not None for d in pairs):
         words.append(
