@@ -167,6 +167,7 @@ LOGNORMAL, DP = "network.profiles=lognormal", (
     "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0", "training.sampling=poisson"
 )  # fmt: skip
 LATE = ("network.policy=deadline", "network.deadline_seconds=1e9", "network.late=stale")
+UNIFORM = ("training.sampling=uniform",)
 WAIT_OUT = ("network.policy=deadline", "network.deadline_seconds=1e9", "network.wait_out=true")
 
 
@@ -198,7 +199,7 @@ WAIT_OUT = ("network.policy=deadline", "network.deadline_seconds=1e9", "network.
         ((LOGNORMAL, "network.availability_share=0.5"), ("network.availability_share", "'always'")),
         ((LOGNORMAL, *DP, *LATE), ("network.late", "stale", "accounted")),
         ((LOGNORMAL, *DP, "network.policy=asynchronous"), ("network.policy", "asynchronous")),
-        ((LOGNORMAL, *DP[:3], *WAIT_OUT, "network.availability=diurnal"), ("training.sampling", "'uniform'")),
+        ((LOGNORMAL, *DP[:3], *WAIT_OUT, *UNIFORM, "network.availability=diurnal"), ("training.sampling", "'uniform'")),
         (("compression.uplink=zip",), ("compression.uplink", "'zip'")),
         (("compression.uplink=qsgd", "compression.rank=3"), ("compression.rank", "qsgd")),
         (("compression.fraction=0.1",), ("compression.fraction", "0.1")),

@@ -236,8 +236,8 @@ def test_arguments_of_build_model():
     for value in (0, -2, 8.0, "8"):
         refuses(build(hidden=(4, value)), f"hidden: {value!r}")
     for shape in ((64,), (8, 8), (3, 8, 1), (8, 3, 1)):
-        refuses(build("cnn", shape), "model cnn", str(list(shape)), "logistic or mlp")
-        refuses(build("cnn_small", shape), "model cnn_small", str(list(shape)))
+        refuses(build("cnn", shape), "model.name: cnn", str(list(shape)), "take logistic, mlp")
+        refuses(build("cnn_small", shape), "model.name: cnn_small", str(list(shape)))
     refuses(build("cnn", convolution="fft"), "'fft'", "patches, native")
     refuses(lambda: Conv(1, 1, 3, form="winograd", rng=np.random.default_rng(0)), "form: 'winograd'")
 
