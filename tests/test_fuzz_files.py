@@ -29,7 +29,9 @@ BASE = [
     "training.local_steps=1",
     "training.clients_per_round=2",
 ]
-GML = 'graph [ node [ id 0 label "a" ] node [ id 1 label "b" ] edge [ source 0 target 1 distance 12.5 capacity 1e9 ] ]'
+GML = 'graph [ node [ id 0 label "a" ] node [ id 1 label "b" ] node [ id 2 ] node [ id 3 ] '
+GML += "edge [ source 0 target 1 distance 12.5 capacity 1e9 ] edge [ source 1 target 2 distance 3 ] "
+GML += "edge [ source 2 target 3 distance 1 ] ]"
 
 
 def sets(*overrides: str) -> list[str]:

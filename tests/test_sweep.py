@@ -18,7 +18,7 @@ from fedjax_sim.experiment import swept
 from fedjax_sim.experiment import trials as of_trials
 from fedjax_sim.experiment import tune as of_tune
 from fedjax_sim.experiment.build import build
-from fedjax_sim.experiment.config import load_config
+from fedjax_sim.experiment.config import load_config, to_toml
 from fedjax_sim.experiment.run import run
 from fedjax_sim.experiment.space import Choice, Range, grid, parse_space, sample
 from fedjax_sim.experiment.sweep import Done, over_seeds, sweep, table
@@ -402,6 +402,23 @@ def test_cohorts_that_were_asked_for_are_not_cut_to_the_clients_left(tmp_path: P
         of_tune.tune(config(), parse_space(["training.clients_per_round=15,18"]), tmp_path / "study", DEVICES[:1],
                      trials=2, batch=2, sampler="random")  # fmt: skip
     one_line(error, "training.clients_per_round", "18", "16 clients")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda line: "[1]", lambda line: '"x"', lambda line: line.replace('"accuracy"', '"accurac"'),
+    lambda line: line.replace('"rounds": [2', '"rounds": [[2], 2'), lambda line: "9" * 5000,
+    lambda line: line.replace('"seconds": 0.0', '"seconds": []'),
+    lambda line: line.replace('"by": "accuracy"', '"by": "nothing"'),
+])  # fmt: skip
+def test_damaged_results_are_told_and_stay(tmp_path: Path, damage: Any) -> None:
+    done = Done({"algorithm.learning_rate": 0.1, "training.seed": 0}, [2], [0.5], [1.0], 10, 0.0)
+    (tmp_path / "config.toml").write_text(to_toml(config()))
+    written = damage(json.dumps({"run": "x"} | done._asdict())) + "\n"
+    (tmp_path / "sweep.jsonl").write_text(written)
+    with pytest.raises(InputError) as error:
+        sweep(config(), over_seeds([RATES], 0, 1), tmp_path, DEVICES[:1])
+    one_line(error, "sweep.jsonl", "holds no results of a sweep")
+    assert (tmp_path / "sweep.jsonl").read_text() == written
 
 
 def test_results_are_plain_lines(tmp_path: Path) -> None:

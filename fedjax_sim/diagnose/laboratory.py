@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fedjax_sim._text import parse_json
-from fedjax_sim._validate import InputError
+from fedjax_sim._validate import InputError, shown
 from fedjax_sim.attacks import DATA_ATTACKS
 from fedjax_sim.data import FederatedData
 from fedjax_sim.data.fingerprint import fingerprint
@@ -21,7 +21,7 @@ from fedjax_sim.diagnose.worlds import World
 from fedjax_sim.experiment.build import Experiment, continuous
 from fedjax_sim.experiment.config import Config, Training
 from fedjax_sim.experiment.drive import keeps_on_disk
-from fedjax_sim.experiment.folder import append_lines, whole_lines
+from fedjax_sim.experiment.folder import append_lines, record, whole_lines
 from fedjax_sim.experiment.history import History, rows_of
 from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.per_client import ENTRY, read_table
@@ -369,8 +369,10 @@ def _read(path: Path) -> dict[str, Course]:
     try:
         for line in whole_lines(path):
             tree = parse_json(line)
-            name = tree.pop("run")
-            found[name] = Course(**tree)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if not isinstance(tree, dict):
+                raise ValueError(f"{shown(tree)} is no table")
+            name = str(tree.pop("run", ""))
+            found[name] = record(Course, tree, "rounds", "accuracy", "loss", "train_loss")
+    except ValueError as error:
         raise InputError(f"{path}: it holds no runs of a diagnosis ({error}); give another folder") from None
     return found

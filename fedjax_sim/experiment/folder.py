@@ -10,12 +10,15 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 import fedjax_sim
 from fedjax_sim._validate import InputError, about_file
 from fedjax_sim.experiment.config import Config, Output, to_toml
 
+Recorded = TypeVar("Recorded")
 CONFIG, HISTORY, SUMMARY, CLIENTS = "config.toml", "history.jsonl", "summary.json", "clients.jsonl"
 LOCK, RECORD, PARTIAL = ".lock", "run.json", ".partial"
 
@@ -138,6 +141,28 @@ def study_folder(kind: str, config: Config) -> Path:
     tells configurations apart."""
     mark = hashlib.sha256(to_toml(config).encode()).hexdigest()[:8]
     return Path(config.output.folder) / f"{kind}_{config.algorithm.name}_{config.data.name}_{mark}"
+
+
+def record(kind: type[Recorded], tree: Any, *alike: str) -> Recorded:
+    """What a line of a file holds, as a NamedTuple.
+
+    Args:
+      kind: of the tuple.
+      tree: its fields by name.
+      alike: fields that are lists of one length, at least 1.
+
+    Raises:
+      ValueError: fields that are missing, unknown or of another type; the message is one line.
+    """
+    try:
+        found = TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
+    lengths = {len(getattr(found, name)) for name in alike}
+    if alike and (len(lengths) > 1 or 0 in lengths):
+        raise ValueError(f"{', '.join(alike)} are lists of lengths {sorted(lengths)}")
+    return found
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -12,11 +12,11 @@ import numpy as np
 from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
-from fedjax_sim.experiment.choosing import measure
+from fedjax_sim.experiment.choosing import CALLED, measure
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.covered import Spent, together
 from fedjax_sim.experiment.federation import majority
-from fedjax_sim.experiment.folder import append_lines, studied, whole_lines
+from fedjax_sim.experiment.folder import append_lines, record, studied, whole_lines
 from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.space import refuse_many
 from fedjax_sim.experiment.spent import spent_by
@@ -235,9 +235,12 @@ def _read(path: Path) -> dict[str, Done]:
     try:
         for line in whole_lines(path):
             tree = parse_json(line)
-            key = tree.pop("run", "")  # which results of earlier versions lack
-            spent = tree.pop("spent", None)
-            found[key] = Done(**tree, spent=spent and Spent(**spent))
-    except (ValueError, TypeError) as error:
+            if not isinstance(tree, dict):
+                raise ValueError(f"{shown(tree)} is no table")
+            key = str(tree.pop("run", ""))  # which results of earlier versions lack
+            found[key] = done = record(Done, tree, "rounds", "accuracy", "loss")
+            if done.by not in CALLED:
+                raise ValueError(f"by: {shown(done.by)} is unknown")
+    except ValueError as error:
         raise InputError(f"{path}: it holds no results of a sweep ({error}); give another folder") from None
     return found
