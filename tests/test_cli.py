@@ -185,7 +185,7 @@ BAD = {
     "no folder": (["run", "--set", "data.name=idx"], ["data.path: it is empty"]),
     "folder without data": (["run", "--set", "data.name=mnist", "--set", "data.path=empty"], ["no such file"]),
     "truncated file": (["run", "--set", "data.name=idx", "--set", "data.path=idx"], ["16 bytes", "fetch the file"]),
-    "a CNN on features": (["run", "--set", "data.name=breast_cancer"], ["model cnn_small", "[30]"]),
+    "a CNN on features": (["run", "--set", "data.name=breast_cancer"], ["cnn_small", "[30]"]),
     "too many devices": (["run", *QUICK, "--set", "execution.devices=1000"], ["execution.devices: 1000"]),
     "unknown command": (["walk"], ["walk"]),
     "unknown option": (["run", "--bogus"], ["--bogus"]),

@@ -10,7 +10,7 @@ from fedjax_sim._validate import InputError, shown, single
 
 MOST = 1_000_000_000  # of anything that is counted
 
-LARGEST = 1e30  # of any other number, so that products of two are finite, too
+LARGEST = 3e38  # of any other number: float32 has none beyond, and products of two are finite in float64
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Natural = Annotated[int, Field(ge=0, le=MOST)]
