@@ -1,7 +1,9 @@
-"""Kills this process at a chosen operation on a file: before it is done, or where something is written, half-way."""
+"""Kills this process at a chosen operation on a file: before it is done, or where something is written, half-way.
+Of a database, before what is written becomes part of it."""
 
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from fedjax_sim.core import host
 from fedjax_sim.experiment import folder
 
+LASTING = ("COMMIT", "CREATE")  # statements that leave something behind; what others do goes with the process
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 
 
@@ -71,7 +74,16 @@ def die_at(number: int) -> Killed:
 
         return writes
 
-    os.fsync = synced
+    def stated(statement: str) -> None:
+        if statement.lstrip().upper().startswith(LASTING):
+            killed.reached()
+
+    def connected(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)
+        connection.set_trace_callback(stated)
+        return connection
+
+    os.fsync, connect, sqlite3.connect = synced, sqlite3.connect, connected
     host._write = torn(host._write, lambda source: source[: len(source) // 2])
     folder.append_line = torn(folder.append_line, lambda line: line[: len(line) // 2].encode())
     for module in [m for name, m in sys.modules.items() if name.startswith("fedjax_sim.")]:

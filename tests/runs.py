@@ -75,8 +75,9 @@ def inside(*arguments: str) -> Ended:
 # Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
 FORKING = """
 import json, os, signal, sys, time, warnings
-import fedjax_sim.cli.entry, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots
-import killing, sklearn.datasets
+import fedjax_sim.cli.entry, fedjax_sim.diagnose, fedjax_sim.experiment.progress, fedjax_sim.experiment.run
+import fedjax_sim.experiment.sweep, fedjax_sim.experiment.tune, fedjax_sim.plots, fedjax_sim.report.diagnosis
+import killing, optuna, sklearn.datasets
 
 def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0

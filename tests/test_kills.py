@@ -1,8 +1,11 @@
 """Commands killed at every operation on a file, one by one: what is left goes on, to what an unbroken one leaves."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from runs import QUICK, Command, commands
 from test_resume import left
@@ -12,6 +15,24 @@ RUN = (
     "data.clients=6", "data.local_test_fraction=0.2", "algorithm.name=scaffold", "execution.client_memory=disk",
     "execution.lanes=3", "output.checkpoint_every=1",
 )  # fmt: skip
+
+SMALL = (
+    *QUICK, "training.rounds=2", "training.evaluate_every=1", "training.local_steps=2", "training.clients_per_round=2",
+    "data.clients=5", "data.alpha=0.3",
+)  # fmt: skip
+RATES = ("--over", "algorithm.learning_rate=0.1,0.3,1")
+RANGE = ("--over", "algorithm.learning_rate=log:1e-2..3")
+MANY = {
+    "sweep": ("sweep", *RATES, "--seeds", "2"),
+    "tune": ("tune", *RANGE, "--trials", "3", "--batch", "2"),
+    "diagnose": ("diagnose", "--seeds", "2", "--cause", "learning_rate"),
+}
+NAMES = ("--over", "algorithm.name=fedavg,fedprox")  # two structures, of which one is done where the other is not
+MORE = {
+    "sweep, more": ("sweep", *NAMES, *RATES, "--seeds", "2"),
+    "tune, more": ("tune", *NAMES, *RANGE, "--trials", "5", "--batch", "2"),
+    "diagnose, more": ("diagnose", "--seeds", "2", "--cause", "label_skew", "--cause", "learning_rate"),
+}
 
 
 def options(*settings: str) -> list[str]:
@@ -24,6 +45,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     with commands(**cache) as run:
         yield run
@@ -68,3 +90,59 @@ def test_a_run_killed_at_any_operation_on_a_file_ends_as_if_it_never_was(
                 assert (status, err) == (0, "") or nothing_left, (at, again, err)
         assert left(folder) == left(whole), at
         assert content(folder) == content(whole), at
+
+
+def lines(path: Path) -> dict[str, str]:
+    """A table's lines by what each is of."""
+    return {json.loads(line)["run"]: line for line in path.read_text().splitlines()}
+
+
+def studied(path: Path) -> list[Any]:
+    """The trials of a study that count, in their order."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    try:
+        study = optuna.load_study(study_name=None, storage=storage)
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        unfinished = [trial for trial in study.trials if not trial.state.is_finished()]
+        return [*unfinished, *((t.state, t.params, t.values, t.intermediate_values, t.user_attrs)
+                               for t in study.get_trials(states=states))]  # fmt: skip
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def found(folder: Path) -> dict[str, Any]:
+    """What a command of many runs leaves but for times, and for what the last of its processes did of the work."""
+    left: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".jsonl":
+            left[path.name] = lines(path)
+        elif path.suffix == ".db":
+            left[path.name] = studied(path)
+        elif path.suffix == ".json":
+            left[path.name] = json.loads(path.read_text()) | dict.fromkeys(("runs", "programs", "seconds"))
+        else:
+            left[path.name] = path.read_bytes() if path.suffix == ".toml" else b""
+    return left
+
+
+@pytest.mark.parametrize("kind", [*MANY, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)])
+def test_many_runs_killed_at_any_operation_on_a_file_end_as_if_they_never_were(
+    tmp_path: Path, command: Command, kind: str
+) -> None:
+    """And, of the longer ones, are killed once more while they are taken up, by the same command."""
+    name, *how = (MANY | MORE)[kind]
+    given = (name, *options(*SMALL), *how)
+    status, _, err = command(tmp_path, *given, "--folder", "whole", die_at=0)
+    assert (status, err) == (0, "")
+    whole, count = found(tmp_path / "whole"), operations(tmp_path)
+    assert count > (30 if kind in MORE else 15)
+    for at in spread(count, 10_000) if kind in MORE else spread(count, 5)[1:-1]:
+        folder = ("--folder", f"killed{at}")
+        status, _, err = command(tmp_path, *given, *folder, die_at=at)
+        assert (status, err) == (-9, ""), at
+        if kind in MORE:
+            status, _, err = command(tmp_path, *given, *folder, die_at=1 + at % 13)
+            assert (status, err) in ((-9, ""), (0, "")), (at, err)
+        assert command(tmp_path, *given, *folder)[::2] == (0, ""), at
+        assert found(tmp_path / folder[1]) == whole, at

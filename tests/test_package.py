@@ -236,6 +236,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.space",
             "experiment.swept",
             "experiment.sweep",
+            "experiment.study",
             "experiment.tune",
             "experiment.progress",
             "experiment.show",

@@ -1,7 +1,9 @@
 """Runs that are stopped or killed, and taken up again: what they leave is what the uninterrupted run leaves."""
 
+import fcntl
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.checkpoint import Saved
 from fedjax_sim.experiment.choosing import stalled
 from fedjax_sim.experiment.config import load_config
-from fedjax_sim.experiment.folder import locked
+from fedjax_sim.experiment.folder import LOCK, locked
 from fedjax_sim.experiment.history import read_history
 from fedjax_sim.experiment.run import resume, run
 
@@ -141,6 +143,34 @@ def test_the_budget_and_a_plateau_end_a_resumed_run_where_they_would_have(tmp_pa
     run(load_config(None, [*overrides, "output.name=parts"]), stop=After(2))
     assert resume(tmp_path / "parts").status == "plateau"
     assert left(tmp_path / "parts") == left(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_a_lock_that_its_holder_removes_while_one_waits_for_it_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    """Between the opening of the file and its lock the holder ends, and perhaps a third process begins."""
+    path, flock, third = tmp_path / LOCK, fcntl.flock, ExitStack()
+
+    def late(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        if another:
+            third.enter_context(locked(tmp_path))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with third:
+        if another:
+            with pytest.raises(InputError) as error, locked(tmp_path):
+                pass
+            one_line(error, "another process")
+        else:
+            with locked(tmp_path):
+                with pytest.raises(InputError) as error, locked(tmp_path):
+                    pass
+                one_line(error, "another process")
+    assert not path.exists()
 
 
 def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:

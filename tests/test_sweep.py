@@ -1,6 +1,8 @@
 """Sweeps and searches: many runs as one program equal separate ones, and what is done stays done."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from runs import QUICK
 
 from fedjax_sim import InputError
 from fedjax_sim.core.many import make_many
-from fedjax_sim.experiment import swept
+from fedjax_sim.experiment import study, swept
 from fedjax_sim.experiment import trials as of_trials
 from fedjax_sim.experiment import tune as of_tune
 from fedjax_sim.experiment.build import build
@@ -302,6 +304,31 @@ def test_bad_spaces(texts: list[str], words: tuple[str, ...]) -> None:
         grid(parse_space(["a.b=0..1"]))
 
 
+def test_a_sweep_goes_on_where_all_that_is_left_does_not_depend_on_a_setting(tmp_path: Path) -> None:
+    """Of attack.fraction without an attack, which others of its trials depend on."""
+    over = ["attack.name=sign_flip,none", "attack.fraction=0.2,0.4"]
+    base, trials, file = config("training.rounds=1"), grid(parse_space(over)), tmp_path / "sweep.jsonl"
+    with pytest.warns(UserWarning, match="the very same"):
+        whole = sweep(base, trials, tmp_path, DEVICES[:1])
+    attacked = [line for line in file.read_text().splitlines() if "sign_flip" in line]
+    file.write_text("".join(f"{line}\n" for line in attacked))
+    with pytest.warns(UserWarning, match="the very same"):
+        assert sweep(base, trials, tmp_path, DEVICES[:1]) == whole
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+    traced: list[int] = []
+    make_round = of_trials.make_round
+    monkeypatch.setattr(of_trials, "make_round", lambda *args, **how: traced.append(1) or make_round(*args, **how))
+    program, counts = Program(build(config()), (), DEVICES[:devices], slots=2), []
+    for seed in (0, 1):
+        program.load([{"training.seed": seed}])
+        counts += [len(traced) for _ in program]
+    assert len(counts) == 6
+    assert len(set(counts)) == 1
+
+
 # --- tuning ------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +422,22 @@ def test_a_folder_with_another_study_or_a_damaged_one_is_one_line(tmp_path: Path
         assert (folder / "study.db").read_bytes() == damaged
     (folder / "study.db").write_bytes(whole)
     assert search(2).complete == 2
+
+
+def test_what_a_study_remembers_of_a_batch_may_be_damaged(tmp_path: Path) -> None:
+    base, space = config("training.rounds=1"), parse_space(["algorithm.learning_rate=0.01..1"])
+
+    def search(trials: int) -> of_tune.Tuned:
+        return of_tune.tune(base, space, tmp_path, DEVICES[:1], trials=trials, sampler="random")
+
+    search(1)
+    for damaged in ([1], {"trials": "x", "results": []}, {"trials": [7], "results": []}, {"trials": [0]}):
+        with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+            values = json.dumps(damaged), study.BATCH
+            database.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = ?", values)
+        with pytest.raises(InputError) as error:
+            search(2)
+        one_line(error, str(tmp_path / "study.db"), "damaged", study.BATCH, "another folder")
 
 
 def test_cohorts_that_were_asked_for_are_not_cut_to_the_clients_left(tmp_path: Path) -> None:

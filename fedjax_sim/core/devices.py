@@ -40,3 +40,9 @@ def replicate(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     """`tree` with a copy of every array on each of `devices`, where a round wants its state and population."""
     target = devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), PartitionSpec())
     return jax.device_put(tree, target)
+
+
+def deal(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """`tree` with the first axes of its arrays split over `devices`, as `make_many` returns its states."""
+    target = devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), PartitionSpec(AXIS))
+    return jax.device_put(tree, target)

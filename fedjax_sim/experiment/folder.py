@@ -85,15 +85,28 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # not on this system: two processes would have to be kept apart by hand
         yield
         return
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is at work in it; wait for that, or stop it") from None
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+    path = folder / LOCK
+    while True:
+        with open(path, "a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{folder}: another process is at work in it; wait for that, or stop it") from None
+            if not _is_at(file.fileno(), path):  # whoever held it has removed it since it was opened
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """An open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -102,31 +102,32 @@ def sweep(
     trials, marks = [_normal(config, settings) for settings in trials], Marks()
     keys = [_key(settings, marks(with_settings(config, settings))) for settings in trials]
     wanted = dict(zip(keys, trials, strict=True))  # each once
+    names, wants = [*wanted], [*wanted.values()]
     begun = (folder / RESULTS).exists()
-    groups, first_of_all = ([], None) if begun else tried_out(config, list(wanted.values()))
+    groups, first_of_all = ([], None) if begun else tried_out(config, wants)
     with studied(folder, config) as keep:
         found = _read(folder / RESULTS)
-        names = [key for key in wanted if key not in found]
-        missing = [wanted[key] for key in names]
-        done = len(trials) - len(missing)
+        known = {place for place, name in enumerate(names) if name in found}
+        done = len(trials) - (len(wants) - len(known))
         if begun:
-            groups, first_of_all = tried_out(config, missing)
+            groups, first_of_all = tried_out(config, wants, known)
         for group in groups:
             experiment, first_of_all = first_of_all or build(group.config), None
             most = max(1, int(STATE_BYTES // max(state_bytes(experiment), 1)))
-            program = Program(experiment, group.varied, devices, slots=min(most, len(group.places)), width=width)
-            for first in range(0, len(group.places), most):
-                part = [missing[place] for place in group.places[first : first + most]]
-                program.load(part)
+            slots = min(most, len(group.places))  # whatever is known of them: a sweep goes on as the same program
+            program = Program(experiment, group.varied, devices, slots=slots, width=width)
+            missing = [place for place in group.places if place not in known]
+            for first in range(0, len(missing), most):
+                places = missing[first : first + most]
+                program.load([wants[place] for place in places])
                 progress = []
                 for reached in program:
                     progress.append(reached)
                     told(done, len(trials), reached.rounds, experiment.config.training.rounds)
-                places = group.places[first : first + most]
                 labels = program.grounds[0].test["labels"]
                 spent = spent_by(experiment, experiment.config.training.rounds)
                 how = majority(labels), measure(experiment.data, labels), spent
-                results = {names[place]: _result(missing[place], progress, i, *how) for i, place in enumerate(places)}
+                results = {names[place]: _result(wants[place], progress, i, *how) for i, place in enumerate(places)}
                 keep()
                 lines = (json.dumps({"run": key, **result.plain()}) for key, result in results.items())
                 append_lines(folder / RESULTS, lines)

@@ -1,6 +1,6 @@
 """What a sweep or a search changes is what its runs use: values are tried out before the first of them is trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from fedjax_sim._validate import InputError, shown
@@ -17,15 +17,22 @@ _NEVER_USED = {
 }
 
 
-def tried_out(config: Config, trials: Sequence[Settings]) -> tuple[list[Group], Experiment | None]:
+def tried_out(
+    config: Config, trials: Sequence[Settings], done: Collection[int] = ()
+) -> tuple[list[Group], Experiment | None]:
     """The trials by structure, and what the first group is, when every value that occurs in them can be used.
 
     One trial is built for each value that was in no other before; numbers that change no shape need none.
 
+    Args:
+      config: what they have in common.
+      trials: all of them.
+      done: places of those that need not be run; groups of nothing else are left out.
+
     Raises:
       InputError: a trial that does not fit, a setting that makes no difference or is replaced by another value.
     """
-    groups, first = grouped(config, trials), None
+    groups, first = [g for g in grouped(config, trials) if not set(g.places) <= set(done)], None
     _refuse_idle(config, trials)
     seen: set[str] = set()
     for group in groups:

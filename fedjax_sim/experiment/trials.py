@@ -12,7 +12,7 @@ from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.cohort import select
-from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.devices import deal, replicate
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import memory_bytes
 from fedjax_sim.core.many import make_many
@@ -256,7 +256,7 @@ class Program:
         models = {seed: self._params(seed) for seed in different}
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *(models[seed] for seed in self.seeds))
         seeds = np.array(self.seeds, np.uint32)
-        self.states = self.start(params, values, seeds)
+        self.states = deal(self.start(params, values, seeds), self.devices)  # as they will be after rounds
         self.given = (values, seeds, jax.vmap(jax.random.key)(seeds), np.array(places, np.int32))
         self.turns = list(zip(places, self.seeds, strict=True))
         self.tables = {turn: self._rounds(*turn) for turn in dict.fromkeys(self.turns)}

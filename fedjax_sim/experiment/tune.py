@@ -5,16 +5,13 @@ where classes are rare, its AUC of two classes or its balanced accuracy of sever
 """
 
 import math
-import sqlite3
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim._validate import InputError, shown
+from fedjax_sim._validate import InputError
 from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.choosing import CALLED, measure
@@ -24,13 +21,12 @@ from fedjax_sim.experiment.folder import studied, write_whole
 from fedjax_sim.experiment.origin import Marks
 from fedjax_sim.experiment.record import marked
 from fedjax_sim.experiment.space import Choice, Range, Space, refuse_many
+from fedjax_sim.experiment.study import SAMPLERS, Result, ask, sampler_named, storage_at, study_in, taken_up, tell
 from fedjax_sim.experiment.swept import tried_out
 from fedjax_sim.experiment.trials import SEED, Ground, Program, Progress, Settings, grouped, refuse_slots, with_settings
 
 CHOSEN = "# chosen on clients that were held out, without noise: no epsilon of a run with these settings covers that"
 STUDY, BEST = "study.db", "best.toml"
-SEARCH = "fedjax_sim_search"  # attribute of a study: what is searched, and how
-SAMPLERS = ("tpe", "gp", "random")
 HELD_OUT = 0.2  # of the clients
 
 
@@ -157,28 +153,30 @@ def tune(
              for path, entry in space.items()}  # fmt: skip
     search = {"space": texts, "sampler": sampler, "seeds": seeds, "budget": [f"{part!r}" for part in budget]}
     pruner = optuna.pruners.MedianPruner(n_startup_trials=batch) if prune else optuna.pruners.NopPruner()
-    with studied(folder, config) as keep, _storage(folder / STUDY) as storage:
-        study = _study(storage, folder / STUDY, f"fedjax_sim {mark}", pruner, search)
-        for old in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-            study.tell(old.number, state=optuna.trial.TrialState.FAIL)  # of a process that was killed
+    with studied(folder, config) as keep, storage_at(folder / STUDY) as storage:
+        study = study_in(storage, folder / STUDY, f"fedjax_sim {mark}", pruner, search)
+        asked = taken_up(storage, study, folder / STUDY)
         programs: dict[Any, Program] = {}
         ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         while (done := len(study.get_trials(deepcopy=False, states=ended))) < trials:
-            study.sampler = _sampler(sampler, seed + done, batch)
-            asked = [study.ask() for _ in range(min(batch, trials - done))]
-            settings = [{path: _suggested(trial, path, entry) for path, entry in space.items()} for trial in asked]
+            asked = asked or ask(study, space, sampler_named(sampler, seed + done, batch), min(batch, trials - done))
+            settings = [{path: trial.params[path] for path in space} for trial in asked]
             for group in grouped(config, settings):
                 mine = [asked[place] for place in group.places]
+                if all(trial.state.is_finished() for trial in mine):
+                    continue  # before a kill
                 runs = [{**settings[p], SEED: config.training.seed + s} for p in group.places for s in range(seeds)]
                 key = repr(
                     (group.varied, {k: v for k, v in settings[group.places[0]].items() if k not in group.varied})
                 )
                 if key not in programs:
                     experiment, cohort = build(group.config), group.config.training.clients_per_round
-                    ground = held_out_clients(experiment, cohort=cohort)
-                    programs[key] = Program(experiment, group.varied, devices, slots=batch * seeds, grounds=[ground])
-                _run(study, programs[key], mine, runs, seeds, budget)
+                    ground, slots = held_out_clients(experiment, cohort=cohort), max(batch, len(asked)) * seeds
+                    programs[key] = Program(experiment, group.varied, devices, slots=slots, grounds=[ground])
+                results = _run(study, programs[key], mine, runs, seeds, budget)
                 keep()
+                tell(storage, study, [trial.number for trial in asked], results)
+            asked = []
             told(len(study.get_trials(deepcopy=False, states=ended)), trials, _best(study))
         if _best(study) == -math.inf:
             raise InputError(f"{folder}: no trial came to an end within its budget; raise the budget")
@@ -190,73 +188,15 @@ def tune(
         return Tuned(best, study.best_value, states.count(ended[0]), states.count(ended[1]), folder / BEST, *how)
 
 
-@contextmanager
-def _storage(path: Path) -> Iterator[Any]:
-    """Where a study is kept, closed at the end. It is opened as a file: a URL would read ?, % and # in its name.
-
-    Raises:
-      InputError: the file is damaged or cannot be written.
-    """
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-    from sqlalchemy.pool import NullPool
-
-    storage = None
-    try:
-        if path.exists():
-            with closing(sqlite3.connect(path)) as database:
-                found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
-        opened = {"creator": lambda: sqlite3.connect(path), "poolclass": NullPool}
-        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=opened)
-        yield storage
-    except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:120]
-        raise InputError(f"{path}: the study cannot be read or written ({reason}); give another folder") from None
-    finally:
-        if storage is not None:
-            storage.remove_session()
-            storage.engine.dispose()
-
-
-def _study(storage: Any, path: Path, name: str, pruner: Any, search: dict[str, Any]) -> Any:
-    """The study of this name in `storage`, made or gone on with.
-
-    Raises:
-      InputError: it was begun as another search, or is damaged.
-    """
-    import optuna
-
-    try:
-        study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True, pruner=pruner
-        )
-        kept, trials = study.user_attrs.get(SEARCH), study.get_trials(deepcopy=False)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, IndexError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"{path}: the study in it is damaged ({reason}); give another folder") from None
-    if kept is None and not trials:
-        study.set_user_attr(SEARCH, search)
-    elif kept != search:
-        kept = kept if isinstance(kept, dict) else {}
-        name = next((name for name, value in search.items() if kept.get(name) != value), "space")
-        was = shown(kept[name]) if name in kept else "not known"
-        raise InputError(
-            f"{path}: its {name} was another ({was}, now {shown(search[name])}); give another folder, or what it was"
-        )
-    return study
-
-
-def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings], seeds: int, budget: Budget) -> None:
-    """Trains, reports at each evaluation, drops what is hopeless or has spent its budget, and tells the results."""
-    from optuna.trial import TrialState
-
+def _run(
+    study: Any, program: Program, asked: Sequence[Any], runs: Sequence[Settings], seeds: int, budget: Budget
+) -> list[Result]:
+    """Trains, drops what is hopeless or has spent its budget, and returns what there is to tell. The study is read
+    alone: until a group has ended it is as if it had not begun, so that one that is killed may be done again."""
     program.load(runs)
     labels = program.grounds[0].test["labels"]
-    by = measure(program.experiment.data, labels)
-    values: dict[int, float] = {}  # of the latest evaluation within the budget
-    beside: dict[int, dict[str, Any]] = {}  # what is shown with it
+    by, constant = measure(program.experiment.data, labels), majority(labels)
+    results = [Result(trial.number, None, [], {}) for trial in asked]
     open_trials = set(range(len(asked)))
     for reached in program:
         for i in sorted(open_trials):
@@ -264,22 +204,19 @@ def _run(study: Any, program: Program, asked: list[Any], runs: Sequence[Settings
             if _cost(reached, lanes, budget) > 1:
                 open_trials.discard(i)
             else:
-                values[i] = float(np.nan_to_num(getattr(reached, by)[lanes]).mean())
-                beside[i] = {"by": by, "accuracy": float(np.nan_to_num(reached.accuracy[lanes]).mean()),
-                             "majority": majority(labels)}  # fmt: skip
-                asked[i].report(values[i], reached.rounds)
-                if asked[i].should_prune() and reached.rounds < program.experiment.config.training.rounds:
+                value = float(np.nan_to_num(getattr(reached, by)[lanes]).mean())
+                accuracy = float(np.nan_to_num(reached.accuracy[lanes]).mean())
+                reports = [*results[i].reports, (reached.rounds, value)]
+                beside = {"by": by, "accuracy": accuracy, "majority": constant}
+                results[i] = Result(asked[i].number, value, reports, beside)
+                asked[i].intermediate_values = dict(reports)
+                last = reached.rounds >= program.experiment.config.training.rounds
+                if not last and study.pruner.prune(study, asked[i]):
                     open_trials.discard(i)
-                    study.tell(asked[i], state=TrialState.PRUNED)
-                    values.pop(i)
+                    results[i] = results[i]._replace(value=None)
             if i not in open_trials:
                 program.drop(range(lanes.start, lanes.stop))
-    told = {trial.number for trial in study.get_trials(deepcopy=False, states=[TrialState.PRUNED])}
-    for i, trial in enumerate(asked):
-        if trial.number not in told:
-            for name, value in beside.get(i, {}).items():
-                trial.set_user_attr(name, value)
-            study.tell(trial, values.get(i), state=TrialState.COMPLETE if i in values else TrialState.PRUNED)
+    return results
 
 
 def _cost(reached: Progress, lanes: slice, budget: Budget) -> float:
@@ -310,33 +247,6 @@ def _ends(entry: Choice | Range) -> list[Any]:
     if isinstance(entry, Choice):
         return list(entry.values)
     return [int(end) if entry.whole else end for end in (entry.low, entry.high)]
-
-
-def _sampler(name: str, seed: int, batch: int) -> Any:
-    """Seeded by how far the study is, so that one that goes on does not repeat itself."""
-    import optuna
-
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "tpe":  # those that are being tried count as bad, so that a batch spreads out
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=batch, constant_liar=True, multivariate=True)
-        try:
-            import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise InputError(
-                "sampler: 'gp' needs PyTorch, which is not installed; run: pip install torch, or take tpe"
-            ) from None
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=batch)
-
-
-def _suggested(trial: Any, path: str, entry: Choice | Range) -> Any:
-    if isinstance(entry, Choice):
-        return trial.suggest_categorical(path, list(entry.values))
-    if entry.whole:
-        return trial.suggest_int(path, int(entry.low), int(entry.high), log=entry.log)
-    return trial.suggest_float(path, entry.low, entry.high, log=entry.log)
 
 
 def _native(value: Any) -> Any:
