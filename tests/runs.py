@@ -74,10 +74,12 @@ def inside(*arguments: str) -> Ended:
 
 # Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
 FORKING = """
-import json, os, signal, sys, time, warnings
-import fedjax_sim.cli.entry, fedjax_sim.diagnose, fedjax_sim.experiment.progress, fedjax_sim.experiment.run
-import fedjax_sim.experiment.sweep, fedjax_sim.experiment.tune, fedjax_sim.plots, fedjax_sim.report.diagnosis
-import killing, optuna, sklearn.datasets
+import importlib, json, os, signal, sys, time, warnings
+import fedjax_sim.cli.entry, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots
+import killing, sklearn.datasets
+
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 
 def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
@@ -130,15 +132,16 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @contextmanager
-def commands(**environment: str) -> Iterator[Command]:
+def commands(*imports: str, **environment: str) -> Iterator[Command]:
     """A function of a folder and of arguments: exit status, stdout and stderr. With `seconds`, the command is killed
     after so many, counted from when the file `watched` has grown if one is given; with `die_at`, at that operation on a
-    file (see `killing`), and of one that comes to its end the file FOLDER.operations says how many there were."""
+    file (see `killing`), and of one that comes to its end the file FOLDER.operations says how many there were.
+    `imports` are modules that the commands use."""
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parent), str(here)])
     variables, pipe = {**os.environ, "FEDJAX_SIM_DATA": "", "COLUMNS": "120", "PYTHONPATH": paths}, subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", FORKING], stdin=pipe, stdout=pipe, text=True, env=variables | environment
+        [sys.executable, "-c", FORKING, *imports], stdin=pipe, stdout=pipe, text=True, env=variables | environment
     ) as process:
         given, told = process.stdin, process.stdout
         assert given is not None
