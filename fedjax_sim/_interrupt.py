@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 STATUS = 130
-TEXT = "interrupted; where a folder keeps what was done, the same command goes on"
+TEXT = (
+    "interrupted; a run that has a folder goes on with fedjax-sim resume, "
+    "a sweep, a search or a diagnosis with the same command"
+)
 
 
 def heed() -> None:

@@ -128,7 +128,7 @@ def hardware(lanes: Any, devices: Any) -> None:
 
 def severity(value: Any) -> float:
     """`value` as a float from 0 to 1."""
-    if not 0 <= number("severity", value) <= 1:
+    if not 0 <= real("severity", value) <= 1:
         raise InputError(f"severity: {shown(value)} is out of range; give a number from 0 (nothing) to 1")
     return float(value)
 

@@ -82,7 +82,10 @@ def test_three_rounds_leave_a_whole_run_folder(tmp_path: Path, command: Command)
 
     status, out, err = command(tmp_path, "run", *QUICK, "--set", "output.name=first")
     assert (status, out) == (2, "")
-    assert err == "error: output.name: 'runs/first' is not empty; give another output.name, or remove it\n"
+    assert err == (
+        "error: output.name: 'runs/first' is not empty; go on with it by fedjax-sim resume runs/first, give another "
+        "output.name, or remove it\n"
+    )
 
     # the written configuration runs again, to the same numbers, whatever the devices and lanes
     again = ("--set", "output.name=second", "--set", "execution.devices=1", "--set", "execution.lanes=3")

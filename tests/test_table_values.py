@@ -30,6 +30,8 @@ TABLE: dict[str, list] = {"age": AGES, "client": ["A", "B", "C"] * 10, "label": 
         ("PassengerId", list(range(1, 31))),
         ("Patient_ID", list(range(1, 31))),
         ("row", list(range(1, 31))),
+        ("pid", [9000 + 7 * i % 30 for i in range(30)]),
+        ("visit", list(range(10_001, 10_031))),  # whatever it is called
     ],
 )
 def test_columns_that_number_the_rows_are_no_features(
@@ -113,11 +115,11 @@ def test_blanks_around_values_and_names_do_not_count(tmp_path: Path, name: str) 
 
 
 def test_names_that_differ_in_capitals_alone_are_told(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "x", {**TABLE, "label": ["yes", "no", "Yes"] * 10})
-    with pytest.warns(UserWarning, match="column 'label': 'Yes' and 'yes' are taken as two"):
-        assert csv(path=path).classes == 3
+    path = write_csv(tmp_path / "x", {**TABLE, "label": ["yes", "no", "Yes", "No", "maybe"] * 6})
+    with pytest.warns(UserWarning, match="'No' and 'no', 'Yes' and 'yes' are taken as different ones, 5 in all"):
+        assert csv(path=path).classes == 5
     data = csv(path=write_csv(tmp_path / "x", {**TABLE, "client": ["A", "a", "B"] * 10}))
-    with pytest.warns(UserWarning, match="column 'client': 'A' and 'a' are taken as two"):
+    with pytest.warns(UserWarning, match="clients: 'A' and 'a' are taken as different ones, 3 in all"):
         assert by_column(data).num_clients == 3
 
 
@@ -160,10 +162,17 @@ def test_many_classes_are_classes(labels: list[int]) -> None:
     assert len(encode_labels("x", labels, any_number=False)[1]) == len(set(labels))
 
 
-@pytest.mark.parametrize("labels", [[10 * (i % 30) for i in range(600)], [18 + i % 70 for i in range(2000)]])
+@pytest.mark.parametrize("labels", [[10 * (i % 30) for i in range(600)], [18 + i % 70 for i in range(2000)],
+                                    [1 + i % 16 for i in range(700)]])  # fmt: skip
 def test_numbers_with_many_rows_each_may_be_classes(labels: list[int]) -> None:
     with pytest.warns(UserWarning, match="are taken as classes; if they are a number to predict"):
         assert len(encode_labels("x", labels, any_number=False)[1]) == len(set(labels))
+
+
+def test_one_class_alone_is_refused_where_it_lies(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        csv(path=write_csv(tmp_path / "x", {**TABLE, "label": ["well"] * 30}))
+    one_line(error, "column 'label'", "'well'", "two classes")
 
 
 def test_a_number_of_its_own_for_each_row_is_no_class() -> None:

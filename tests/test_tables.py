@@ -127,7 +127,7 @@ def test_wrong_tables_are_named(
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_without_clients_rows_are_stratified_by_label(tmp_path: Path, name: str) -> None:
     load, write = FORMATS[name]
-    columns = {"x": list(range(100)), "label": [10] * 50 + [9] * 30 + [100] * 20}
+    columns = {"x": [i * i for i in range(100)], "label": [10] * 50 + [9] * 30 + [100] * 20}
     data = load(path=write(tmp_path / "x", columns), test_fraction=0.2, seed=0)
     assert np.bincount(data.train["labels"]).tolist() == [24, 40, 16]  # 9, 10, 100: in numerical order
     assert np.bincount(data.test["labels"]).tolist() == [6, 10, 4]

@@ -1,6 +1,7 @@
 """Commands that make many runs: `sweep`, `tune` and `diagnose`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -105,7 +106,7 @@ def tune(
     best = ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
                      for path, value in found.best.items())  # fmt: skip
     text = f"{found.complete} trials, {found.pruned} pruned. Best: {best}, {found.said()} on held-out clients."
-    say(console, f"{text}\nRun it with: fedjax-sim run {found.file}")
+    say(console, f"{text}\nRun it with: fedjax-sim run {quote(str(found.file))}")
 
 
 @app.command()

@@ -193,10 +193,11 @@ def to_float32(where: str, array: np.ndarray) -> np.ndarray:
 
 def told_apart(where: str, names: Sequence[str]) -> None:
     """A warning where names differ in nothing but capitals, for they may be one."""
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault(name.casefold(), name)
-        if other != name:
-            text = f"{where}: {shown(other)} and {shown(name)} are taken as two; if they are one, write them alike"
-            warnings.warn(text, stacklevel=3)
-            return
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(name.casefold(), []).append(name)
+    listed = [" and ".join(map(shown, group)) for group in alike.values() if len(group) > 1]
+    if listed:
+        more = f", and {len(listed) - 3} more" if len(listed) > 3 else ""
+        text = f"{where}: {', '.join(listed[:3])}{more} are taken as different ones, {len(set(names))} in all; "
+        warnings.warn(text + "if they are one, write them alike", stacklevel=3)

@@ -83,7 +83,7 @@ def by_column(dataset: Dataset, column: str = "client") -> FederatedData:
     _check_columns("test_columns", dataset.test_columns, test)
     names, owner = np.unique(_stripped(dataset.columns[column]), return_inverse=True)
     if names.dtype.kind == "U":
-        told_apart(f"column {column!r}", names.tolist())
+        told_apart("clients", names.tolist())
     parts = _grouped(owner, len(names))
     local_test = None
     if column in dataset.test_columns:

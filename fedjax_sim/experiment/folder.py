@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -70,7 +71,8 @@ def refuse_used(output: Output) -> None:
     folder = Path(output.folder) / output.name
     left = (LOCK, RECORD)
     if output.name and folder.is_dir() and any(p.name not in left and p.suffix != PARTIAL for p in folder.iterdir()):
-        raise InputError(f"output.name: {str(folder)!r} is not empty; give another output.name, or remove it")
+        begun = f"go on with it by fedjax-sim resume {quote(str(folder))}, " if (folder / CONFIG).is_file() else ""
+        raise InputError(f"output.name: {str(folder)!r} is not empty; {begun}give another output.name, or remove it")
 
 
 @contextmanager

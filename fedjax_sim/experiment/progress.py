@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 
 from rich.console import Console
@@ -215,7 +216,8 @@ def describe(experiment: Experiment) -> str:
     clock = f"; {experiment.simulation.statement}" if experiment.simulation else ""
     return (
         f"{data.source}: {int(sizes.sum())} examples on {data.num_clients} clients ({sizes.min()} to "
-        f"{sizes.max()} each, {config.data.partition}); {config.algorithm.name}, {config.model.name}, "
+        f"{sizes.max()} each, {config.data.partition}), {data.classes} classes; "
+        f"{config.algorithm.name}, {config.model.name}, "
         f"{config.training.clients_per_round} clients a round{' on average' * (config.training.sampling == 'poisson')}"
         f"{private}{clock}"
     )
@@ -273,7 +275,7 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
         )
     lines += summary.changes
     if summary.status == "interrupted":
-        lines.append(f"Go on with: fedjax-sim resume {summary.folder}")
+        lines.append(f"Go on with: fedjax-sim resume {quote(str(summary.folder))}")
     lines.append(
         f"Results are in {summary.folder}: {', '.join(sorted(p.name for p in Path(summary.folder).iterdir()))}"
     )

@@ -16,10 +16,13 @@ MISSING = frozenset({"", "?", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "-nan
 MISSING_AS_WRITTEN = frozenset({"None"})  # Python's; "none" may be a class, such as no disease
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.ASCII | re.IGNORECASE)
 FEW_CLASSES, FEW_ROWS = 20, 10  # more whole numbers than this, most with fewer rows, are no classes
+COUNTED = 20  # so many values that count up by 1 from row to row number the rows, whatever they are called
+TOLD_CLASSES = 10  # from more whole numbers on it is told that they are taken as classes
 # what pandas calls the index of rows where it has no name
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: ?\d+", re.IGNORECASE)
 ROW_NUMBER = re.compile(
-    r"(.*[\s_.-])?(id|index|idx|row|nr|no)|row.?(id|no|nr|num|number|index|names?)|(?-i:.*[a-z]I[dD])", re.IGNORECASE
+    r"(.*[\s_.-])?([psu]?id|index|idx|row|nr|no)|row.?(id|no|nr|num|number|index|names?)|(?-i:.*[a-z]I[dD])",
+    re.IGNORECASE,
 )
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -69,7 +72,8 @@ def encode_labels(
       values: one label a row; none may be missing.
       any_number: take whole numbers for classes however many there are. Otherwise more than `FEW_CLASSES` are refused
         if most have fewer than `FEW_ROWS` rows and numbers between them are absent, or half of the rows have one of
-        their own: they are numbers to predict. A warning tells where they may be: absent ones, or none of 0 and 1.
+        their own: they are numbers to predict. A warning tells where more than `TOLD_CLASSES` are taken as
+        classes and are not those from 0 on.
 
     Returns:
       int32[n] and the labels that the classes stand for: integers in numerical order, other strings sorted.
@@ -93,7 +97,7 @@ def encode_labels(
             f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} in {len(codes)} rows "
             f"are no classes; {_BIN}"
         )
-    if not any_number and len(listed) > FEW_CLASSES and (listed[0] not in (0, 1) or _absent(listed)):
+    if not any_number and len(listed) > TOLD_CLASSES and (listed[0] != 0 or _absent(listed)):
         text = f"{where}: {len(listed)} different whole numbers from {listed[0]} to {listed[-1]} are taken as classes; "
         warnings.warn(text + "if they are a number to predict, put them into ranges first", stacklevel=2)
     return codes.astype(np.int32), [int(value) for value in listed]
@@ -150,8 +154,9 @@ def split_table(table: Table, label: str, client: str, test_fraction: float, see
 
     Features are float32 [n, features] in the order of the columns, standardised with the training mean and deviation.
     Columns whose name begins with "@" are facts: they are kept under the rest of their name and not trained on.
-    Columns that only number the rows are left out, and a warning names them: what pandas keeps as the index, and those
-    called id, index, row and the like whose values are whole numbers, all different.
+    Columns that only number the rows are left out, and a warning names them: what pandas keeps as the index, those
+    whose values count up by 1 from row to row, and those called id, index, row and the like whose values are whole
+    numbers, all different.
 
     Raises:
       InputError: a column that is not there, no features, a missing value, or text in a feature.
@@ -208,6 +213,8 @@ def classes_of(table: Table, label: str) -> tuple[np.ndarray, int]:
     values, where = filled(table, label), f"{table.where}, column {label!r}"
     if table.classes is None:
         codes, listed = encode_labels(where, values, any_number=False)
+        if len(listed) == 1:
+            raise InputError(f"{where}: every row is {shown(listed[0])}; give rows of two classes at least")
         return codes, len(listed)
     codes = np.asarray(values)
     if codes.min() < 0 or codes.max() >= table.classes:
@@ -234,10 +241,11 @@ def _numbers_rows(table: Table, name: str) -> bool:
     """The column tells rows apart and says nothing else about them."""
     if name in table.index or PANDAS_INDEX.fullmatch(name):
         return True
-    if not ROW_NUMBER.fullmatch(name):
-        return False
     values = numbers_of(table, name)
-    return len(values) > 2 and bool((values == np.rint(values)).all()) and len(np.unique(values)) == len(values)
+    if len(values) <= 2 or (values != np.rint(values)).any():
+        return False
+    counted = len(values) >= COUNTED and bool((np.diff(values) == 1).all())
+    return counted or (bool(ROW_NUMBER.fullmatch(name)) and len(np.unique(values)) == len(values))
 
 
 def filled(table: Table, name: str) -> Sequence[Any] | np.ndarray:
