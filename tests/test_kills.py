@@ -17,15 +17,15 @@ RUN = (
 )  # fmt: skip
 
 SMALL = (
-    *QUICK, "training.rounds=2", "training.evaluate_every=1", "training.local_steps=2", "training.clients_per_round=2",
-    "data.clients=5", "data.alpha=0.3",
+    *QUICK, "training.rounds=2", "training.evaluate_every=1", "training.local_steps=9", "training.clients_per_round=2",
+    "data.clients=5", "data.alpha=1",
 )  # fmt: skip
 RATES = ("--over", "algorithm.learning_rate=0.1,0.3,1")
 RANGE = ("--over", "algorithm.learning_rate=log:1e-2..3")
 MANY = {
     "sweep": ("sweep", *RATES, "--seeds", "2"),
     "tune": ("tune", *RANGE, "--trials", "3", "--batch", "2"),
-    "diagnose": ("diagnose", "--seeds", "2", "--cause", "learning_rate"),
+    "diagnose": ("diagnose", "--seeds", "2", "--cause", "learning_rate", "--no-remedies"),
 }
 NAMES = ("--over", "algorithm.name=fedavg,fedprox")  # two structures, of which one is done where the other is not
 MORE = {
@@ -106,7 +106,7 @@ def studied(path: Path) -> list[Any]:
     """The trials of a study that count, in their order."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
-        study = optuna.load_study(study_name=None, storage=storage)
+        study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         unfinished = [trial for trial in study.trials if not trial.state.is_finished()]
         return [*unfinished, *((t.state, t.params, t.values, t.intermediate_values, t.user_attrs)
