@@ -67,8 +67,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def spread(count: int, chosen: int) -> list[int]:
-    """So many numbers from 1 to `count`, the first and the last among them."""
-    return sorted({1 + round(i * (count - 1) / (chosen - 1)) for i in range(min(chosen, count))})
+    """So many numbers from 1 to `count`, the first and the last among them; all of them where there are no more."""
+    chosen = min(chosen, count)
+    return sorted({1 + round(i * (count - 1) / (chosen - 1)) for i in range(chosen)})
+
+
+def test_instants_are_spread() -> None:
+    assert spread(9, 3) == [1, 5, 9]
+    assert spread(90, 10_000) == [*range(1, 91)]
 
 
 @pytest.mark.parametrize("chosen", [5, pytest.param(10_000, marks=pytest.mark.slow)])
