@@ -37,7 +37,7 @@ def test_clients_own_test_examples_choose_nothing_under_a_guarantee(tmp_path: Pa
     text = found.summary.not_covered
     assert text is not None
     for part in ("accuracy on the clients' own test examples (so that no best model is kept)", "losses, norms and who",
-                 "accuracy and personal models of single clients", "other runs on the same clients"):  # fmt: skip
+                 "the model's accuracy on single clients, before", "other runs on the same clients"):  # fmt: skip
         assert part in text
     assert found.written["not_covered"] == text
     assert found.lines.count(f"{text}.") == 2  # before it trains, and beside epsilon
@@ -89,6 +89,30 @@ def test_what_is_covered_is_what_hides_the_unit() -> None:
     assert local is not None
     assert central.uncovered.startswith("Epsilon covers the models that the server makes in this run")
     assert local.uncovered.startswith("Epsilon covers what the clients send and the models made of it in this run")
+
+
+def test_what_is_public_and_whom_it_is_for_is_said() -> None:
+    for mechanism, unit in (("gaussian", "a whole client with all its examples"), ("dp_sgd", "one example, not a cl")):
+        private = built(*PRIVATE, f"privacy.mechanism={mechanism}", "privacy.delta=1e-5", *OWN).private
+        assert private is not None
+        for part in ("the model and its settings, the columns of the data and their types and which labels there are",
+                     f"what is hidden is {unit}", "who took part (history.jsonl, per_client.npy)",
+                     "adapt it (clients.jsonl)", "do not publish these files"):  # fmt: skip
+            assert part in private.uncovered
+        assert "personal models" not in private.uncovered
+
+
+def test_no_best_round_is_told_where_none_may_be_kept(tmp_path: Path) -> None:
+    found = trained(tmp_path / "own", *OWN, *PRIVATE, *SHORT)
+    assert any(line.startswith("Test accuracy") for line in found.lines)
+    assert not any("Best in round" in line for line in found.lines)
+    assert (found.summary.best_round, found.summary.best_test_accuracy, found.summary.chosen_by) == (None, None, None)
+    public = trained(tmp_path / "public", *PRIVATE, *SHORT)
+    (line,) = (line for line in public.lines if "Best in round" in line)
+    assert "optimistic" in line
+    assert "validation_fraction" not in line
+    run = read_run(tmp_path / "public")
+    assert "validation_fraction" not in facts(run).chosen
 
 
 # --- a model to start from -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fedjax_sim as fs
+from fedjax_sim.attacks import MESSAGE_ATTACKS, attacked
 from fedjax_sim.privacy import Adaptive, GuaranteeWarning, central, local, privatize, privatize_examples, secure
 from fedjax_sim.privacy.accounting import toeplitz
 from fedjax_sim.privacy.central import update_multiplier
@@ -449,6 +450,52 @@ def test_secure_sums_that_would_not_be_exact_are_refused(options, parts):
     with pytest.raises(fs.InputError) as error:
         secure(averaging(), given.pop("params"), **given)
     one_line(error, *parts)
+
+
+UNBIDDEN = {
+    "gaussian": {"sampling": "uniform"},
+    "gaussian, layer by layer": {"sampling": "uniform", "per_leaf": True},
+    "gaussian, adaptive": {"sampling": "uniform", "adaptive": Adaptive()},
+    "gaussian, weights of size": {"sampling": "uniform", "weight_cap": 1.0, "sizes": [1] * N},
+    "matrix": {"mechanism": "matrix", "sampling": "round_robin"},
+}
+
+
+@pytest.mark.parametrize("name", UNBIDDEN)
+def test_attackers_are_clipped_as_they_arrive(name):
+    """With next to no noise one of three attackers moves the mean by a third of the clip norm, whatever it sends."""
+    made = SETTINGS | {"mechanism": "gaussian", "noise_multiplier": 1e-6, "guarantee": "none"} | UNBIDDEN[name]
+    private = privatize(averaging(), **made).algorithm
+    who = np.arange(N) == 1
+    forged = attacked(private, MESSAGE_ATTACKS["sign_flip"](1e6), who)
+    people = population([0.0, 0.5, 0.0, 0.0, 0.0, 0.0])
+    (moved,), (measured,) = rounds(forged, [FULL], people)
+    np.testing.assert_allclose(np.linalg.norm(moved), CLIP / C, rtol=1e-3)
+    assert (moved < 1e-6).all()
+    assert float(measured.extra["clipped"]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("name", [*UNBIDDEN, "discrete gaussian"])
+def test_a_message_that_is_not_finite_is_left_out_and_counted(name):
+    discrete = {"mechanism": "discrete_gaussian", "sampling": "uniform", "params": MODEL, "dropout": 1}
+    made = SETTINGS | {"mechanism": "gaussian", "noise_multiplier": 1e-3} | UNBIDDEN.get(name, discrete)
+    private = privatize(averaging(), guarantee="none", **made).algorithm
+    broken = attacked(private, MESSAGE_ATTACKS["nan_sender"](), np.arange(N) == 1)
+    people = population([1.0] * N)
+    (moved,), (measured,) = rounds(broken, [FULL], people)
+    assert measured.rejected.tolist() == [False, True, False]
+    assert float(measured.extra["clipped"]) == 1
+    np.testing.assert_allclose(np.linalg.norm(moved), 2 / 3 * CLIP, rtol=2e-2)  # over three, as if it had sent zeros
+
+
+def test_discrete_noise_releases_nothing_where_a_share_is_missing():
+    made = SETTINGS | {"mechanism": "discrete_gaussian", "sampling": "uniform", "params": MODEL}
+    private = privatize(averaging(), **made).algorithm
+    broken = attacked(private, MESSAGE_ATTACKS["nan_sender"](), np.arange(N) == 1)
+    moves, measured = rounds(broken, [FULL, [0, 2, 3]], population([1.0] * N))
+    assert not moves[0].any()
+    assert moves[1].any()
+    assert [int(m.rejected.sum()) for m in measured] == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["median", "mime", "krum"])

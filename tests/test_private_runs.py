@@ -13,6 +13,7 @@ from runs import QUICK, Run, of_round, trained
 from scipy.stats import chi2, norm
 
 from fedjax_sim import InputError
+from fedjax_sim.data import write_store
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import explained, load_config
 from fedjax_sim.experiment.history import Row
@@ -213,6 +214,45 @@ def test_a_weak_delta_is_warned_of() -> None:
     assert silo is not None
     assert silo.spending is not None
     assert silo.spending.delta == 0.001  # a tenth over four is 0.025
+
+
+# --- one client's values end nothing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "dp_sgd"])
+@pytest.mark.filterwarnings("ignore:inputs. column 0 has values")
+@pytest.mark.parametrize("own", [(), ("training.validation_fraction=0.5",)], ids=["public", "validation"])
+def test_one_clients_values_do_not_end_a_private_run(mechanism: str, own: tuple[str, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clients = [{"inputs": rng.normal(size=(20, 4)).astype(np.float32), "labels": np.arange(20) % 2} for _ in range(10)]
+    clients[3]["inputs"][:] = 3e38
+    test = {"inputs": rng.normal(size=(20, 4)).astype(np.float32), "labels": np.arange(20) % 2}
+    write_store(tmp_path / "store", clients, classes=2, test=test)
+    chosen = ("data.name=store", f"data.path={tmp_path / 'store'}", "training.evaluate_every=2", *own)
+    noise = (f"privacy.mechanism={mechanism}", "privacy.clip_norm=1.0", "privacy.noise_multiplier=30.0")
+    found = trained(tmp_path / "run", *chosen, *noise)
+    assert (found.summary.status, len(found.rows)) == ("finished", 4)
+    measured = [row[name] for row in found.rows for name in ("loss_before", "loss_after", "drift")]
+    assert None in measured or any(row["rejected"] for row in found.rows)
+    assert all(np.isfinite(leaf).all() for leaf in map(np.load, (tmp_path / "run" / "model").rglob("*.npy")))
+    if own:
+        assert found.rows[-1]["validation_loss"] is None
+
+
+def test_a_released_model_that_is_not_finite_ends_a_private_run(tmp_path: Path) -> None:
+    found = trained(tmp_path / "run", *GAUSSIAN, "privacy.noise_multiplier=3.0", "training.evaluate_every=2",
+                    "algorithm.server_learning_rate=3e38", "algorithm.name=fedavgm")  # fmt: skip
+    assert found.summary.status == "diverged"
+    assert found.summary.divergence == (2, "a parameter")
+    assert "The model diverged: a parameter is not finite in round 2" in "\n".join(found.lines)
+
+
+def test_forged_messages_leave_discrete_noise_without_a_guarantee() -> None:
+    chosen = (*QUICK, *DISCRETE, "attack.name=sign_flip")
+    with pytest.raises(InputError) as error:
+        build(load_config(None, chosen))
+    one_line(error, "attack.name: sign_flip", "share of noise", 'privacy.guarantee "none"')
+    build(load_config(None, [*chosen, "privacy.guarantee=none"]))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

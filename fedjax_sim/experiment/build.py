@@ -316,6 +316,11 @@ def _refuse_what_undoes_it(config: Config) -> None:
             f"attack.name: {attack} makes messages out of honest ones before noise hides them; take another attack, "
             'a local mechanism, or privacy.guarantee "none"'
         )
+    if forged is not None and mechanism == "discrete_gaussian" and attack != "nan_sender":
+        raise InputError(
+            f"attack.name: {attack} comes after the clipping and the share of noise that discrete noise leaves to each "
+            'client; take another mechanism, or privacy.guarantee "none"'
+        )
     if drift == "prior":
         raise InputError(
             "heterogeneity.drift: prior passes examples on to other clients, and what the two send of them adds up; "

@@ -50,7 +50,12 @@ def choice(data: FederatedData) -> Choice | None:
     if on is None:
         return None
     there = data.validation or held_out_examples(data) or {}
-    return Choice(measure(data, there["labels"]), on, of_clients=on == VALIDATION or tested_on_clients(data))
+    return Choice(measure(data, there["labels"]), on, of_clients=of_clients(data, on))
+
+
+def of_clients(data: FederatedData, on: str) -> bool:
+    """Whether "validation" or "test" examples are clients' own, and not a test set that nobody holds."""
+    return on == VALIDATION or tested_on_clients(data)
 
 
 def best(scores: list[tuple[int, Score]]) -> int | None:
@@ -86,11 +91,10 @@ def stalled(scores: list[Score], patience: int | None, least: float) -> bool:
     return max(scores[-patience:]) <= (value + least, loss)
 
 
-def said(by: str, on: str) -> str:
-    """How the best round was chosen, in a sentence, and whether its test is to be believed."""
+def said(by: str, on: str, private: bool = False) -> str:
+    """How the best round was chosen, in a sentence, and whether its test is to be believed. Under a guarantee,
+    `private`, no examples of clients may choose."""
     if on == VALIDATION:
         return f"chosen by {CALLED.get(by, by)} on training examples held out by the clients"
-    return (
-        f"chosen by {CALLED.get(by, by)} on the test set itself, so that its value there is optimistic; "
-        "training.validation_fraction=0.1 holds training examples out to choose by"
-    )
+    hint = "" if private else "; training.validation_fraction=0.1 holds training examples out to choose by"
+    return f"chosen by {CALLED.get(by, by)} on the test set itself, so that its value there is optimistic{hint}"

@@ -97,22 +97,24 @@ def left_out(config: Config, data: FederatedData, private: Private, before: Spen
     local = config.privacy.mechanism.startswith("local_") or private.spending is None or (
         private.spending.unit == "example")  # fmt: skip
     covered = "what the clients send and the models made of it" if local else "the models that the server makes"
-    measured = ["losses, norms and who took part"]
+    measured = ["losses, norms and who took part (history.jsonl, per_client.npy)"]
     if own:
         measured.append("accuracy on the clients' own test examples")
     if data.validation is not None:
         measured.append("accuracy on training examples that they hold out")
     measured[-1] += "" if kept else " (so that no best model is kept)"
     if data.local_test is not None and training.evaluate_clients:
-        measured.append("accuracy and personal models of single clients")
-    public = [] if own or data.test is None else ["the test set"]
+        measured.append("the model's accuracy on single clients, before and after they adapt it (clients.jsonl)")
+    public = ["the model and its settings", "the columns of the data and their types", "which labels there are"]
+    public += [] if own or data.test is None else ["the test set"]
     public += ["which classes are rare"] if kept and choice(data) is not None else []
     public += ["model.start"] if config.model.start and before is None else []
+    of_examples = private.spending is not None and private.spending.unit == "example"
+    unit = "what is hidden is one example, not a client with all its examples" if of_examples else (
+        "what is hidden is a whole client with all its examples, such as a hospital")  # fmt: skip
     parts = [f"Epsilon covers {covered} in this run, not what is measured without noise beside them: "
-             f"{', '.join(measured)}"]  # fmt: skip
-    if public:
-        listed = " and ".join(part for part in (", ".join(public[:-1]), public[-1]) if part)
-        parts.append(f"{listed} {'are' if len(public) > 1 else 'is'} taken to be public")
+             f"{', '.join(measured)}", "do not publish these files, nor figures made of them", unit,
+             f"{', '.join(public[:-1])} and {public[-1]} are taken to be public"]  # fmt: skip
     if training.patience is not None:
         parts.append(f"before training, only what all {training.rounds} rounds spend is guaranteed")
     if before is not None:

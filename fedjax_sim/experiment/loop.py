@@ -21,7 +21,7 @@ from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Arrays, Saved
-from fedjax_sim.experiment.choosing import WORST, best, choice, stalled
+from fedjax_sim.experiment.choosing import WORST, best, choice, of_clients, stalled
 from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
@@ -95,6 +95,8 @@ class Loop:
         for row in Rows(folder / HISTORY, self.done):
             self.written.update(identity(row))
         config, training = experiment.config, experiment.config.training
+        private = experiment.private
+        self.guaranteed = private is not None and private.spending is not None
         self.choice = choice(experiment.data)
         scores = self.choice.scores(history) if self.choice else []
         self.scores = [score for _, score in scores]
@@ -105,7 +107,7 @@ class Loop:
         self.each_client = keeps_clients(experiment)
         self.spent = self.last.get("epsilon") if self.last else None
         self.first_steps = int(planned(config, experiment.data).max())
-        self.past, private = past, experiment.private
+        self.past = past
         self.ledger = None if private is None else Ledger(private, experiment.data.num_clients, past)
         self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
         self.calibrate = make_calibration(experiment.model.logits_fn)
@@ -249,15 +251,19 @@ class Loop:
             rows.append(row)
             if self.each_client:
                 found.append(entries(of_round, number, steps[i] if steps else None))
-            if metric := first_not_finite(of_round):
+            if not self.guaranteed and (metric := first_not_finite(of_round)):
                 return Step(rows, _together(found), "diverged", Divergence(number, metric))
         self.first = self.first or rows[0]
         done = self.done + rounds
         last = "finished" if done == training.rounds else "spent" if over else None
-        examined = driver.examined(done - 1) if done % self.block == 0 or last else {}
+        due = done % self.block == 0 or last is not None
+        if due and self.guaranteed and not self._finite():  # what no client's own measures may tell
+            return Step(rows, _together(found), "diverged", Divergence(done, "a parameter"))
+        examined = driver.examined(done - 1) if due else {}
         for on, examples in examined.items():
             rows[-1] = with_test(rows[-1], self._measured(on, examples), on)
-            if rows[-1][f"{on}_loss"] is None:
+            hidden = self.guaranteed and of_clients(self.experiment.data, on)
+            if rows[-1][f"{on}_loss"] is None and not hidden:
                 return Step(rows, _together(found), "diverged", Divergence(done, f"{on}_loss"))
         if examined and self.choice is not None:
             score = self.choice.score(rows[-1])
@@ -267,6 +273,10 @@ class Loop:
             self.scores.append(score)
             last = last or ("plateau" if stalled(self.scores, training.patience, training.min_improvement) else None)
         return Step(rows, _together(found), last)
+
+    def _finite(self) -> bool:
+        """Whether all parameters of the global model are finite."""
+        return all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(self.federation.params))
 
     def _measured(self, on: str, examples: Any) -> dict[str, Any]:
         """How good the global model is on these examples."""

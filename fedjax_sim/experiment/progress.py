@@ -245,11 +245,13 @@ def closing(summary: Summary, asked_rounds: int) -> list[str]:
             f"The loss rose from {summary.first_loss:.3g} to {summary.last_loss:.3g} on the clients' first batches; "
             "if the model does not learn, lower algorithm.learning_rate, or the noise if there is any."
         )
-    if summary.test_accuracy is not None and summary.best_test_accuracy is not None:
-        best = f"in round {summary.best_round}, {summary.best_test_accuracy:.1%}"
+    if summary.test_accuracy is not None:
         beside = scores(summary.test_balanced_accuracy, summary.test_auc, summary.majority_share)
-        chosen = said(summary.chosen_by or "", summary.chosen_on or "")
-        lines.append(f"Test accuracy {summary.test_accuracy:.1%}{beside}, {_sent(summary)}. Best {best}: {chosen}.")
+        line = f"Test accuracy {summary.test_accuracy:.1%}{beside}, {_sent(summary)}."
+        if summary.best_test_accuracy is not None:
+            chosen = said(summary.chosen_by or "", summary.chosen_on or "", private=summary.not_covered is not None)
+            line += f" Best in round {summary.best_round}, {summary.best_test_accuracy:.1%}: {chosen}."
+        lines.append(line)
     if summary.simulated_seconds is not None:
         slowest, last = summary.slowest, ""
         if slowest is not None and 3 * slowest.rounds >= summary.rounds:

@@ -215,7 +215,7 @@ def _train(
         promise=promise(experiment.private, earlier),
         environment=environment(devices, config),
         changes=[change.sentence() for change in origin.changes],
-        choice=choice(experiment.data),
+        choice=choice(experiment.data) if keeps_the_best(experiment.private, experiment.data) else None,
         private=experiment.private,
         before=experiment.before,
     )

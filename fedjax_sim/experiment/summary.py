@@ -103,7 +103,7 @@ def summarize(
     before: Spent | None = None,
 ) -> Summary:
     """The summary of rounds, and of what is not in them."""
-    best = history.latest("best_round")
+    best = None if choice is None else history.latest("best_round")
     reached = None if best is None else history.every("test_accuracy")[int(best) - 1]
     first, last = history.first or {}, history.last or {}
     epsilon = last.get("epsilon") if last else 0.0 if status == "spent" else None

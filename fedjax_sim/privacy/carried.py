@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.client import GIVEN, Client, LocalData, Message
+from fedjax_sim.core.execute import over_lanes
 from fedjax_sim.core.message import Transform, dense_bits
 from fedjax_sim.core.types import Array, PyTree
 
@@ -20,9 +21,7 @@ class Carried(NamedTuple):
     """The `extra` of a private message."""
 
     extra: PyTree  # the algorithm's own
-    fits: (
-        Any  # f32[]: the clip norm on the way to the transform; behind it 1, or 0 if clipped; in the aggregate a Tally
-    )
+    fits: Any  # f32[]: the clip norm; once clipped 1, or 0 if that changed it; in the aggregate a Tally
 
 
 class Tally(NamedTuple):
@@ -87,10 +86,23 @@ def carrying_transform(
     return Transform(lambda message: inner.init(opened(message)), update, wire)
 
 
-def carrying_aggregator(aggregator: Aggregator) -> Aggregator:
-    """`aggregator` of the algorithm's own messages; the aggregate carries a `Tally`."""
+def carrying_aggregator(
+    aggregator: Aggregator, bound: Callable[[Message, Array], tuple[Message, Array]] | None = None
+) -> Aggregator:
+    """`aggregator` of the algorithm's own messages; the aggregate carries a `Tally`.
+
+    Args:
+      aggregator: of the messages as they are, or as they are bounded.
+      bound: `(message, clip norm) -> (message, fits bool[])`, done to each as it arrives, whoever sent it.
+    """
+
+    def bounded(message: Message) -> Message:
+        assert bound is not None
+        own, fits = bound(opened(message), message.extra.fits)
+        return closed(own, fits.astype(jnp.float32))
 
     def receive(messages: Message, ids: Array, sizes: Array, key: Array) -> tuple[Message, Array]:
+        messages = messages if bound is None else over_lanes(bounded, messages)
         own, weights = aggregator.receive(opened(messages), ids, sizes, key)
         return closed(own, messages.extra.fits), weights
 

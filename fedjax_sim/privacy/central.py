@@ -1,4 +1,4 @@
-"""Central differential privacy: clients clip, the server adds noise to the sum and divides by a fixed number."""
+"""Central differential privacy: the server clips what arrives, adds noise to the sum, and divides by a fixed number."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from fedjax_sim import _validate
+from fedjax_sim.aggregators.finite import finite_only
 from fedjax_sim.core.aggregate import Aggregator, weighted_sum
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import Message
@@ -110,8 +111,9 @@ def central(
 ) -> Algorithm:
     """`algorithm` whose server sees nothing of a round but one noisy sum of bounded messages.
 
-    Everything that a client sends, the update and whatever else, is clipped as one vector, behind any compression, in
-    the order of the noise (L2 for Gaussian, L1 for Laplace). The sum gets noise of scale `noise_multiplier *
+    Everything that a client sends, the update and whatever else, is clipped as one vector, as it arrives, hence behind
+    any compression and any attack, in the order of the noise (L2 for Gaussian, L1 for Laplace). A message that is not
+    finite is left out and counted as `rejected`. The sum gets noise of scale `noise_multiplier *
     clip_norm` and is divided by `denominator`, in rounds without clients too. It guarantees what the noise
     multiplier, the sampling of clients and the number of rounds give, see `privatize`, which sets them together.
     Everything but `algorithm`, `noise` and `per_leaf` may be traced.
@@ -173,7 +175,7 @@ def central(
         following = memory.clip_norm * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
         return Message(noisy.update, Told(noisy.extra, following)), Memory(kept, following, measured)
 
-    def privatise(message: Message, told: Array, key: Array) -> tuple[Message, Array]:
+    def bound(message: Message, told: Array) -> tuple[Message, Array]:
         return clipped(message, told, noise.order, per_leaf)
 
     def told(broadcast: PyTree) -> tuple[PyTree, Array]:
@@ -181,8 +183,10 @@ def central(
 
     private = algorithm._replace(
         client=carrying_client(algorithm.client, told),
-        transform=carrying_transform(algorithm.transform, privatise, more_bits=0 if adaptive is None else 1),
-        aggregator=carrying_aggregator(bounded_sum(total, weight_cap)),
+        transform=carrying_transform(
+            algorithm.transform, lambda message, told, key: (message, told), more_bits=0 if adaptive is None else 1
+        ),
+        aggregator=finite_only(carrying_aggregator(bounded_sum(total, weight_cap), bound)),
         release=Transform(init, release, lambda message: None),
         report=lambda state, metrics: state.release.measured,
     )

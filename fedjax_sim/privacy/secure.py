@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
+from fedjax_sim.aggregators.finite import finite_only
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import Message
@@ -118,7 +119,8 @@ def secure(
 
     Each of `least_clients` adds noise of standard deviation `noise_multiplier * clip_norm / sqrt(least_clients)`, so
     that their sum has `noise_multiplier * clip_norm`. Where more arrive there is more noise; where fewer do, for
-    clients drop out, secure aggregation fails and the round releases nothing. Rounding is stochastic, hence unbiased.
+    clients drop out or send what is not finite, secure aggregation fails and the round releases nothing. Rounding is
+    stochastic, hence unbiased.
     `accounting.discrete_gaussian_spending` states what it guarantees. The metrics get `clipped`, `noise_norm`, the
     expected one, and `signal_norm`, what is left of the squared norm of the mean without it: an estimate, for nobody
     sees a sum without noise.
@@ -175,7 +177,7 @@ def secure(
     return algorithm._replace(
         client=carrying_client(algorithm.client, lambda broadcast: (broadcast, jnp.float32(clip_norm))),
         transform=carrying_transform(algorithm.transform, privatise)._replace(wire=lambda message: entries * bits),
-        aggregator=carrying_aggregator(modular_sum(form, clients, least)),
+        aggregator=finite_only(carrying_aggregator(modular_sum(form, clients, least))),
         release=Transform(init, release, lambda message: None),
         report=lambda state, metrics: state.release,
     )

@@ -97,7 +97,7 @@ def best_of(history: History) -> int | None:
 
 def _chosen(summary: dict[str, Any]) -> str:
     by, on = (summary.get(name) for name in ("chosen_by", "chosen_on"))
-    return said(by, on) if by in CALLED and on in (VALIDATION, TEST) else ""
+    return said(by, on, bool(summary.get("not_covered"))) if by in CALLED and on in (VALIDATION, TEST) else ""
 
 
 def worst_tenth(values: Sequence[Any]) -> int:
