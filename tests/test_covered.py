@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import one_line
 from runs import QUICK, trained
@@ -9,8 +10,9 @@ from runs import QUICK, trained
 from fedjax_sim import InputError
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import load_config
-from fedjax_sim.experiment.covered import Spent, together
+from fedjax_sim.experiment.covered import SHARED, Spent, together
 from fedjax_sim.experiment.progress import ranking
+from fedjax_sim.experiment.run import resume, run
 from fedjax_sim.experiment.sweep import composed, over_seeds, sweep, table
 from fedjax_sim.report.compare import group
 from fedjax_sim.report.facts import facts
@@ -37,12 +39,13 @@ def test_clients_own_test_examples_choose_nothing_under_a_guarantee(tmp_path: Pa
     text = found.summary.not_covered
     assert text is not None
     for part in ("accuracy on the clients' own test examples (so that no best model is kept)", "losses, norms and who",
-                 "the model's accuracy on single clients, before", "other runs on the same clients"):  # fmt: skip
+                 "the model's accuracy on single clients, before",
+                 "other runs on the same clients add to it, too, and of those with the same seed"):  # fmt: skip
         assert part in text
     assert found.written["not_covered"] == text
     assert found.lines.count(f"{text}.") == 2  # before it trains, and beside epsilon
-    run = read_run(tmp_path / "own")
-    assert ["not covered", text] in overview(run, facts(run)).rows
+    kept = read_run(tmp_path / "own")
+    assert ["not covered", text] in overview(kept, facts(kept)).rows
     for overrides in ((), (*PRIVATE, "privacy.guarantee=none")):  # nothing is promised that could be broken
         name = f"free{len(overrides)}"
         free = trained(tmp_path / name, *OWN, *SHORT, "training.evaluate_clients=0", *overrides)
@@ -120,10 +123,12 @@ def test_no_best_round_is_told_where_none_may_be_kept(tmp_path: Path) -> None:
 
 def test_what_the_first_model_has_spent_adds_up(tmp_path: Path) -> None:
     first = trained(tmp_path / "first", *PRIVATE, *SHORT)
-    second = trained(tmp_path / "second", *PRIVATE, *SHORT, f"model.start={tmp_path / 'first' / 'model'}")
-    third = trained(tmp_path / "third", *PRIVATE, *SHORT, f"model.start={tmp_path / 'second' / 'model'}")
+    second = trained(tmp_path / "second", *PRIVATE, *SHORT, f"model.start={tmp_path / 'first' / 'model'}",
+                     "training.seed=1")  # fmt: skip
+    third = trained(tmp_path / "third", *PRIVATE, *SHORT, f"model.start={tmp_path / 'second' / 'model'}",
+                    "training.seed=2")  # fmt: skip
     assert first.summary.spent_before is None
-    assert first.summary.spent == Spent(first.summary.epsilon or 0, 1e-4, "each client, add or remove one")
+    assert first.summary.spent == Spent(first.summary.epsilon or 0, 1e-4, "each client, add or remove one", (0,))
     assert second.summary.spent_before == first.summary.spent
     before = third.summary.spent_before
     assert before is not None
@@ -134,6 +139,47 @@ def test_what_the_first_model_has_spent_adds_up(tmp_path: Path) -> None:
     assert f"With the runs that its first model comes from: {whole} at most." in third.lines
     assert "model.start has spent" in (third.summary.not_covered or "")
     assert third.written["spent_before"]["epsilon"] == before.epsilon
+    for seed in (0, 1):  # of the first run and of the second
+        with pytest.raises(InputError) as error:
+            built(*PRIVATE, *SHORT, f"model.start={tmp_path / 'second' / 'model'}", f"training.seed={seed}")
+        one_line(error, f"training.seed: {seed}", "model.start", "give another")
+    with pytest.raises(InputError) as error:
+        sweep(load_config(None, [*QUICK, *PRIVATE, *SHORT, f"model.start={tmp_path / 'second' / 'model'}"]),
+              over_seeds([{"algorithm.learning_rate": 0.1}], 1, 3), tmp_path / "sweep", [])  # fmt: skip
+    one_line(error, "training.seed: 1", "give another")
+    built(*PRIVATE, "privacy.guarantee=none", f"model.start={tmp_path / 'second' / 'model'}")
+
+
+def test_data_are_the_same_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = [f"h{i % 6},{x[0]:.3f},{x[1]:.3f},{int(x.sum() > 0)}" for i, x in enumerate(rng.normal(size=(60, 2)))]
+    for name, kept in (("two.csv", rows), ("copy.csv", rows), ("other.csv", rows[::-1])):
+        Path(name).write_text("\n".join(["client,a,b,label", *kept]) + "\n")
+    csv = (*PRIVATE, *SHORT, "data.name=csv")
+    first = trained(tmp_path / "first", *csv, "data.path=two.csv").summary
+    start = ("model.start=first/model", "training.seed=1")
+    for path in ("two.csv", "./two.csv", str(tmp_path / "two.csv"), "copy.csv"):
+        assert built(*csv, f"data.path={path}", *start).before == first.spent
+    assert built(*csv, "data.path=other.csv", *start).before is None
+    (tmp_path / "first" / "run.json").unlink()
+    assert built(*csv, "data.path=./two.csv", *start).before == first.spent
+
+
+def test_what_a_run_starts_from_does_not_change_on_resuming(tmp_path: Path) -> None:
+    first = trained(tmp_path / "first", *PRIVATE, *SHORT)
+    folder, start = tmp_path / "run", f"model.start={tmp_path / 'first' / 'model'}"
+    config = load_config(None, [*QUICK, *PRIVATE, "training.seed=1", start, f"output.folder={tmp_path}",
+                                "output.name=run"])  # fmt: skip
+    assert run(config, stop=lambda: True).status == "interrupted"
+    for change in ("model.start=", f"model.start={tmp_path / 'copied'}", "model.skip=layer1"):
+        with pytest.raises(InputError) as error:
+            resume(folder, overrides=[change])
+        one_line(error, change.partition("=")[0], "no effect", "start another run")
+    (tmp_path / "first" / "summary.json").unlink()  # which the run has read already
+    summary = resume(folder, overrides=[start])
+    assert summary.spent_before == first.summary.spent
+    assert "model.start has spent" in (summary.not_covered or "")
 
 
 def test_a_start_that_guarantees_nothing_to_the_same_clients_is_refused(tmp_path: Path) -> None:
@@ -165,7 +211,8 @@ def test_a_sweep_says_what_its_runs_spend_together(tmp_path: Path) -> None:
     import jax
 
     config = load_config(None, [*QUICK, *PRIVATE, *SHORT])
-    trials = over_seeds([{"privacy.noise_multiplier": 3.0}, {"privacy.noise_multiplier": 6.0}], 0, 2)
+    noises = ((3.0, 0), (3.0, 1), (6.0, 2), (6.0, 3))
+    trials = [{"privacy.noise_multiplier": noise, "training.seed": seed} for noise, seed in noises]
     results = sweep(config, trials, tmp_path / "sweep", jax.local_devices()[:1])
     again = sweep(config, trials, tmp_path / "sweep", jax.local_devices()[:1])
     assert [result.spent for result in again] == [result.spent for result in results]
@@ -180,6 +227,11 @@ def test_a_sweep_says_what_its_runs_spend_together(tmp_path: Path) -> None:
     columns = [str(column.header) for column in ranking(table(results)).columns]
     assert columns[-1] == "epsilon"
     assert {line.epsilon for line in table(results)} == set(epsilons)
+    assert [result.spent and result.spent.seeds for result in results] == [(0,), (1,), (2,), (3,)]
+    paired = over_seeds([{"privacy.noise_multiplier": 3.0}, {"privacy.noise_multiplier": 6.0}], 0, 2)
+    text = composed(sweep(config, paired, tmp_path / "paired", jax.local_devices()[:1]))
+    assert text.endswith(f"On the same clients, {SHARED}.")
+    assert "spend up to" not in text
     plain = [result._replace(spent=None) for result in results]
     assert composed(plain) == ""
     assert "give none together that is known" in composed([*plain[:1], *results])
@@ -198,12 +250,18 @@ def test_runs_side_by_side_add_up(tmp_path: Path) -> None:
         trained(tmp_path / f"run{seed}", *PRIVATE, *SHORT, f"training.seed={seed}")
     groups, _ = group([read_run(tmp_path / f"run{seed}") for seed in (0, 1)])
     assert any(line.startswith("Epsilon is of one run: what several runs spend") for line in explained(groups))
+    trained(tmp_path / "same", *PRIVATE, *SHORT, "privacy.noise_multiplier=4")
+    groups, _ = group([read_run(tmp_path / name) for name in ("run0", "run1", "same")])
+    assert f"Epsilon is of one run. On the same clients, {SHARED}." in explained(groups)
     alone, _ = group([read_run(tmp_path / "run0")])
     assert not any(line.startswith("Epsilon") for line in explained(alone))
 
 
 def test_guarantees_of_different_kinds_do_not_add_up() -> None:
-    one, other = Spent(1.0, 1e-5, "each client, replace one"), Spent(1.0, 1e-5, "each example, zero out one")
-    assert together([one, one]) == Spent(2.0, 2e-5, one.kind)
+    one, other = (Spent(1.0, 1e-5, unit, (0,)) for unit in ("each client, replace one", "each example, zero out one"))
+    assert together([one, one._replace(seeds=(1,))]) == Spent(2.0, 2e-5, one.kind, (0, 1))
+    assert together([one, one]) is None
+    assert together([one, one._replace(seeds=(1, 0))]) is None
+    assert together([one, one._replace(seeds=())]) is None
     assert together([one, other]) is None
     assert together([]) is None

@@ -199,7 +199,9 @@ def test_other_data_are_refused_unless_they_are_asked_for(tmp_path: Path) -> Non
     table(path, flipped=True)
     with pytest.raises(InputError) as error:
         resume(folder)
-    one_line(error, str(folder), "train labels", "test labels", "start another run")
+    one_line(
+        error, str(folder), "data.path", "train labels", "test labels", "start another run", f"--set data.path={path}"
+    )
     table(path, seed=1)
     with pytest.raises(InputError) as error:
         resume(folder)
@@ -211,6 +213,22 @@ def test_other_data_are_refused_unless_they_are_asked_for(tmp_path: Path) -> Non
     table(path, flipped=True)
     summary = resume(folder, overrides=[f"data.path={path}"])
     assert "other data in train labels" in summary.changes[0]
+
+
+def test_changes_that_a_run_cannot_go_on_with_are_named(begun: Path, tmp_path: Path) -> None:
+    before = contents(begun)
+    for rounds in (1, 2):
+        with pytest.raises(InputError) as error:
+            resume(begun, overrides=[f"training.rounds={rounds}"])
+        one_line(error, f"training.rounds: {rounds}, and 2 rounds are done; give more")
+    assert contents(begun) == before
+    folder = stopped(tmp_path / "private", *NOISY)
+    before = contents(folder)
+    with pytest.raises(InputError) as error:
+        resume(folder, overrides=["privacy.adaptive=true"])
+    one_line(error, "privacy.adaptive: not set -> True", "leave --set privacy.adaptive out", "start another run")
+    assert contents(folder) == before
+    assert resume(folder).status == "finished"
 
 
 def test_other_files_that_settings_name_are_refused_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
@@ -15,6 +16,7 @@ from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import init
 from fedjax_sim.core.types import RoundState
 from fedjax_sim.data import FederatedData, Phase
+from fedjax_sim.data.fingerprint import fingerprint
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.compress import compressed, with_downlink
@@ -70,7 +72,9 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
     look_up("model.name", config.model.name, MODELS)
-    asked = _with_defaults(config)
+    asked, dealt = _with_defaults(config), dict[str, str]()
+    if asked.model.start and asked.privacy.mechanism != "none":
+        changes = changes._replace(dealt=(partial(_look, dealt), *changes.dealt))
     config, phases, sampler = make_federation(asked, changes.dealt, data)
     phases = _poisoned(config, phases)
     data = phases[0].data
@@ -89,7 +93,7 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     if private is not None:
         if private.spending is not None:
             start = config.model.start.replace(SEED_MARK, str(config.training.seed))
-            before = earlier(config, private, start)
+            before = earlier(config, private, start, dealt)
             private = private._replace(uncovered=left_out(config, data, private, before))
         if private.spending is not None and data.pooled:
             public = ", ".join(data.pooled)
@@ -110,6 +114,11 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     if private is not None and private.spending is not None and simulation is not None:
         _refuse_a_clock_that_undoes_it(config, simulation)
     return Experiment(config, phases, sampler, model, algorithm, private, simulation, before)
+
+
+def _look(found: dict[str, str], data: FederatedData) -> FederatedData:
+    found |= fingerprint(data)
+    return data
 
 
 def _refuse_huge(config: Config, state: RoundState, clients: int) -> None:

@@ -32,6 +32,10 @@ class Saved(NamedTuple):
     history: Any = np.zeros(0, np.uint8)  # uint8[32], SHA-256 of the rows of all rounds done
 
 
+class Misfit(InputError):  # noqa: N818
+    """A checkpoint of another configuration."""
+
+
 class Damaged(Exception):  # noqa: N818
     """A checkpoint that is not what was written; the message says why."""
 
@@ -98,14 +102,14 @@ def restore(found: Arrays, like: Saved) -> Saved:
     """What a checkpoint holds, placed on devices as `like`.
 
     Raises:
-      InputError: it does not fit the configuration.
+      Misfit: it does not fit the configuration.
     """
     expected, (leaves, structure) = _arrays(like), jax.tree.flatten(like)
     for name in sorted(expected.keys() | found.keys(), key=lambda name: (len(name), name)):
         wanted, given = (None if a is None else (a.dtype, a.shape) for a in (expected.get(name), found.get(name)))
         if wanted != given:
             reason = f"array {name} is {_shown(given)} and not {_shown(wanted)}"
-            raise InputError(
+            raise Misfit(
                 f"checkpoints: they are of another configuration ({reason}); set config.toml as it was, or begin anew"
             )
     return structure.unflatten([_like(leaf, found[str(i)]) for i, leaf in enumerate(leaves)])

@@ -30,6 +30,7 @@ from fedjax_sim.experiment.section import READ
 
 DATA = ("data", "heterogeneity")  # tables that say what the data are
 OUTPUT = ("output.folder", "output.name")
+BEGINNING = ("model.start", "model.skip")  # which only the first round depends on
 
 
 class Seen:
@@ -108,42 +109,56 @@ def asked(folder: Path, origin: Origin, overrides: Sequence[str]) -> Config:
     """The configuration to go on with: that of the record, with what `overrides` ask for.
 
     Raises:
-      InputError: `config.toml` is not as the record has it, in one line that lists the differences.
+      InputError: `config.toml` is not as the record has it, in one line that lists the differences; or a
+        change that could have no effect.
     """
-    written, given = load_config(folder / CONFIG), _paths(overrides)
-    if place := given & {*OUTPUT}:
+    written, named = load_config(folder / CONFIG), given(overrides)
+    if place := named & {*OUTPUT}:
         raise InputError(f"--set {min(place)}: a run stays where it is; leave it out")
-    if edited := {path: pair for path, pair in differences(origin.now, flat(written)).items() if path not in given}:
+    if edited := {path: pair for path, pair in differences(origin.now, flat(written)).items() if path not in named}:
         listed = ", ".join(difference(path, *pair) for path, pair in edited.items())
         raise InputError(
             f"{folder / CONFIG}: it is not what the run was begun with ({listed}); put it back, or ask for a change "
             f"with fedjax-sim resume {folder} --set {next(iter(edited))}=VALUE"
         )
-    return load_config(folder / CONFIG, overrides)
+    config = load_config(folder / CONFIG, overrides)
+    if late := [path for path in differences(origin.now, flat(config)) if path in BEGINNING]:
+        raise InputError(
+            f"{late[0]}: what a run starts from has no effect once it has begun; leave --set {late[0]} out, or start "
+            "another run"
+        )
+    return config
 
 
 def changed(folder: Path, origin: Origin, done: int, now: Ingredients, overrides: Sequence[str]) -> Change | None:
     """What is to be changed after `done` rounds; None where everything is as before.
 
     Raises:
-      InputError: data or files that are not those of the record, and were not asked for.
+      InputError: data or files that are not those of the record, and were not asked for, or no round to train.
     """
-    given, before = _paths(overrides), origin.now
+    named, before = given(overrides), origin.now
     if origin.changes and done < origin.changes[-1].round:
         raise InputError(
             f"{folder}: its settings were changed after round {origin.changes[-1].round}, and the last whole "
             f"checkpoint is that of round {done}; start another run"
         )
     settings = differences(before, now.settings)
+    rounds = now.settings["training.rounds"]
+    if "training.rounds" in named and "training.rounds" in settings and rounds <= done:
+        raise InputError(f"training.rounds: {rounds}, and {done} rounds are done; give more")
     parts = unequal(before.data, now.data)
     files = unequal(before.files, now.files)
-    asked_data = any(path.partition(".")[0] in DATA for path in given)
+    asked_data = any(path.partition(".")[0] in DATA for path in named)
     if parts and not asked_data:
+        path, privacy = "data.path" if now.settings.get("data.path") else "data.name", "privacy.mechanism"
+        guaranteed = now.settings[privacy] != "none" and now.settings["privacy.guarantee"] != "none"
+        value = now.settings[path]
+        further = f", or go on with the data as they are now with --set {path}={value}"
         raise InputError(
-            f"{folder}: the data are not those that the run was begun with ({', '.join(parts)}); put them back, or "
-            "start another run"
+            f"{path}: {shown(value)} does not give the data that {folder} was begun with ({', '.join(parts)}); put "
+            f"them back, or start another run{'' if guaranteed else further}"
         )
-    meant = {*given, *settings, *(files if "training.seed" in given else [])}
+    meant = {*named, *settings, *(files if "training.seed" in named else [])}
     if unasked := [path for path in files if path not in meant]:
         raise InputError(
             f"{unasked[0]}: {shown(now.settings.get(unasked[0]))} is not what it was when {folder} was begun; put it "
@@ -172,5 +187,6 @@ def still_stands(folder: Path, config: Config) -> bool:
     return not origin.changes and origin.version == fedjax_sim.__version__ and origin.begun.mark() == now.mark()
 
 
-def _paths(overrides: Sequence[str]) -> set[str]:
+def given(overrides: Sequence[str]) -> set[str]:
+    """The settings that overrides give."""
     return {override.partition("=")[0].strip() for override in overrides}

@@ -55,6 +55,7 @@ class Origin(NamedTuple):
     changes: tuple[Change, ...] = ()
     version: str = fedjax_sim.__version__  # of the program that began it
     reached: int = 0  # rounds of a private run that were done at some time, though they may have to be done again
+    before: dict[str, Any] | None = None  # `covered.Spent` of the run whose model training started from, if any
 
     @property
     def now(self) -> Ingredients:
@@ -65,6 +66,10 @@ class Origin(NamedTuple):
         """After how many rounds which ingredients came to hold, the first from 0 on."""
         return [(0, self.begun), *((change.round, change.now) for change in self.changes)]
 
+    def seeds(self) -> tuple[int, ...]:
+        """Of training, one after another."""
+        return tuple(dict.fromkeys(int(stage.settings.get("training.seed", 0)) for _, stage in self.stages()))
+
     def mark_of(self, done: int) -> str:
         """The mark of the ingredients that round `done`, counted from 1, was made from."""
         return [stage.mark() for start, stage in self.stages() if start < max(done, 1)][-1]
@@ -73,7 +78,7 @@ class Origin(NamedTuple):
         """Writes the record, whole or not at all."""
         changes = [{**change._asdict(), "now": change.now._asdict()} for change in self.changes]
         tree = {"format": FORMAT, "fedjax_sim": self.version, "reached": self.reached, "begun": self.begun._asdict()}
-        write_json(folder / RECORD, {**tree, "changes": changes})
+        write_json(folder / RECORD, {**tree, "spent_before": self.before, "changes": changes})
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def read_origin(folder: Path) -> Origin:
     try:
         tree = parse_json(path.read_text(encoding="utf-8"))
         begun, changes = _ingredients(tree["begun"]), tree["changes"]
-        version, reached = str(tree["fedjax_sim"]), int(tree["reached"])
+        version, reached, before = str(tree["fedjax_sim"]), int(tree["reached"]), tree.get("spent_before")
         read = [Change(int(c["round"]), _ingredients(c["now"]), {p: [a, b] for p, (a, b) in c["settings"].items()},
                        [str(part) for part in c["data"]]) for c in changes]  # fmt: skip
     except FileNotFoundError:
@@ -108,7 +113,7 @@ def read_origin(folder: Path) -> Origin:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(f"{path}: it is damaged ({reason}); run it again, with fedjax-sim run {folder}") from None
-    return Origin(begun, tuple(read), version, reached)
+    return Origin(begun, tuple(read), version, reached, before)
 
 
 def _ingredients(tree: dict[str, Any]) -> Ingredients:

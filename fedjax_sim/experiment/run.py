@@ -37,12 +37,12 @@ from fedjax_sim.experiment.folder import (
 )
 from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, rows_of
 from fedjax_sim.experiment.loop import Loop, keeps_clients
-from fedjax_sim.experiment.origin import Seen, asked, changed
+from fedjax_sim.experiment.origin import Seen, asked, changed, given
 from fedjax_sim.experiment.per_client import FILE, Table
-from fedjax_sim.experiment.record import Origin, read_origin
+from fedjax_sim.experiment.record import Origin, difference, read_origin
 from fedjax_sim.experiment.recover import MEMORY, Point, latest, settle
 from fedjax_sim.experiment.rehearsal import rehearse
-from fedjax_sim.experiment.spent import promise, remember, spent
+from fedjax_sim.experiment.spent import as_begun, promise, remember, spent
 from fedjax_sim.experiment.summary import Summary, read_summary, summarize
 from fedjax_sim.experiment.tracking import Tracker, several, trackers
 from fedjax_sim.models import save_leaves
@@ -95,7 +95,8 @@ def run(
     devices = _devices(config)
     experiment = build(config, (seen := Seen()).changes)
     rehearse(experiment, devices)
-    origin = Origin(seen.ingredients(experiment))
+    before = experiment.before and experiment.before._asdict()
+    origin = Origin(seen.ingredients(experiment), before=before)
     folder = make_folder(experiment.config)
     with unless_nothing_comes_of_it(folder), locked(folder):
         origin.write(folder)
@@ -143,7 +144,7 @@ def resume(
         config = asked(folder, origin, overrides)
         devices, tracker = _devices(config), trackers(config.output.track)
         _compare(folder, environment(devices, config))
-        experiment = build(config, (seen := Seen()).changes)
+        experiment = as_begun(build(config, (seen := Seen()).changes), origin)
         point = latest(folder, experiment)
         done = len(point.history)
         change = changed(folder, origin, done, seen.ingredients(experiment), overrides)
@@ -152,7 +153,17 @@ def resume(
         earlier = spent(origin, experiment, done, changing=change is not None)
         point = settle(folder, experiment, point)
         audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        return _train(folder, experiment, devices, point, origin, audience, earlier, change is not None)
+        try:
+            return _train(folder, experiment, devices, point, origin, audience, earlier, change is not None)
+        except checkpoint.Misfit as error:
+            if change is None or not change.settings:
+                raise
+            listed = ", ".join(difference(path, *pair) for path, pair in change.settings.items())
+            out = " ".join(f"--set {path}" for path in change.settings if path in given(overrides)) or "it"
+            raise InputError(
+                f"{folder}: the state of the run does not go with the change ({listed}); leave {out} out, or start "
+                "another run"
+            ) from error
 
 
 def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
@@ -218,6 +229,7 @@ def _train(
         choice=choice(experiment.data) if keeps_the_best(experiment.private, experiment.data) else None,
         private=experiment.private,
         before=experiment.before,
+        seeds=origin.seeds(),
     )
     write_json(folder / SUMMARY, summary.plain())
     return _leave(folder, history, summary, audience)

@@ -6,12 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.data import draw_rounds
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import parse_config
-from fedjax_sim.experiment.covered import Spent, spent_in
+from fedjax_sim.experiment.covered import Spent, left_out, refuse_same_noise, spent_in
 from fedjax_sim.experiment.folder import HISTORY
 from fedjax_sim.experiment.history import rows_of
 from fedjax_sim.experiment.record import Ingredients, Origin
@@ -83,6 +84,25 @@ def spent(origin: Origin, experiment: Experiment, done: int, *, changing: bool) 
     return past
 
 
+def as_begun(experiment: Experiment, origin: Origin) -> Experiment:
+    """The experiment with what was spent before the run as that was known when it was begun: the model that training
+    started from is not read again.
+
+    Raises:
+      InputError: the record of it is damaged.
+    """
+    private = experiment.private
+    if private is None or private.spending is None or origin.before is None:
+        return experiment
+    try:
+        before = TypeAdapter(Spent).validate_python(origin.before)
+    except ValidationError:
+        raise InputError("run.json: spent_before is damaged; start another run") from None
+    refuse_same_noise(before, experiment.config.training.seed)
+    private = private._replace(uncovered=left_out(experiment.config, experiment.data, private, before))
+    return experiment._replace(before=before, private=private)
+
+
 def spent_by(experiment: Experiment, rounds: int) -> Spent | None:
     """What so many rounds spend that are not stopped by the budget; None without a guarantee.
 
@@ -102,7 +122,7 @@ def spent_by(experiment: Experiment, rounds: int) -> Spent | None:
             f"privacy.epsilon: {private.budget:g}, but {rounds} rounds of this noise spend {epsilon:.3g}, and trials "
             "do all their rounds; leave privacy.noise_multiplier out, or lower training.rounds"
         )
-    return spent_in(private, epsilon)
+    return spent_in(private, epsilon, [experiment.config.training.seed])
 
 
 def promise(private: Private | None, past: Sequence[Past]) -> str | None:

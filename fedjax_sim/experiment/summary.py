@@ -1,6 +1,7 @@
 """What a run reached, from its rows."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,7 @@ def summarize(
     choice: Choice | None,
     private: Private | None = None,
     before: Spent | None = None,
+    seeds: Sequence[int] = (),
 ) -> Summary:
     """The summary of rounds, and of what is not in them."""
     best = None if choice is None else history.latest("best_round")
@@ -137,7 +139,7 @@ def summarize(
         environment=environment,
         changes=changes,
         not_covered=(private and private.uncovered) or None,
-        spent=spent_in(private, epsilon),
+        spent=spent_in(private, epsilon, seeds),
         spent_before=before,
     )
 

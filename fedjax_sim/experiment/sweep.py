@@ -14,7 +14,7 @@ from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.choosing import CALLED, measure
 from fedjax_sim.experiment.config import Config
-from fedjax_sim.experiment.covered import Spent, together
+from fedjax_sim.experiment.covered import SHARED, Spent, share_noise, together
 from fedjax_sim.experiment.federation import majority
 from fedjax_sim.experiment.folder import append_lines, record, studied, whole_lines
 from fedjax_sim.experiment.origin import Marks
@@ -127,7 +127,9 @@ def sweep(
                 labels = program.grounds[0].test["labels"]
                 spent = spent_by(experiment, experiment.config.training.rounds)
                 how = majority(labels), measure(experiment.data, labels), spent
-                results = {names[place]: _result(wants[place], progress, i, *how) for i, place in enumerate(places)}
+                seeds = [wants[place].get(SEED, config.training.seed) for place in places]
+                results = {names[place]: _result(wants[place], seeds[i], progress, i, *how)
+                           for i, place in enumerate(places)}  # fmt: skip
                 keep()
                 lines = (json.dumps({"run": key, **result.plain()}) for key, result in results.items())
                 append_lines(folder / RESULTS, lines)
@@ -160,8 +162,9 @@ def _warn_of_equals(results: Sequence[Done]) -> None:
 
 
 def _result(
-    settings: Settings, progress: Sequence[Progress], place: int, majority: float, by: str, spent: Spent | None
-) -> Done:
+    settings: Settings, seed: int, progress: Sequence[Progress], place: int, majority: float, by: str,
+    spent: Spent | None,
+) -> Done:  # fmt: skip
     return Done(
         dict(settings),
         [p.rounds for p in progress],
@@ -173,7 +176,7 @@ def _result(
         [_finite(p.auc[place]) for p in progress],
         majority,
         by,
-        spent,
+        spent and spent._replace(seeds=(seed,)),
     )
 
 
@@ -183,9 +186,11 @@ def composed(results: Sequence[Done]) -> str:
     if not any(result.spent for result in results):
         return ""
     text = "Epsilon is of one run, and what is chosen by these numbers depends on all of them"
+    spent = [result.spent for result in results if result.spent is not None]
+    if share_noise(spent):
+        return f"{text}. On the same clients, {SHARED}."
     if any(path.startswith(("data.", "heterogeneity.")) for path in results[0].settings):
         return f"{text}: runs on the same clients spend more."
-    spent = [result.spent for result in results if result.spent is not None]
     whole = together(spent) if len(spent) == runs else None
     if whole is None:
         return f"{text}: {runs} runs on the same clients, whose guarantees differ, give none together that is known."

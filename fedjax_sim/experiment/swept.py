@@ -6,6 +6,7 @@ from typing import Any
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config
+from fedjax_sim.experiment.covered import refuse_same_noise
 from fedjax_sim.experiment.spent import spent_by
 from fedjax_sim.experiment.trials import SEED, Group, Settings, grouped, refuse_changes, with_settings
 
@@ -42,6 +43,9 @@ def tried_out(
             experiment = build(group.config)
             refuse_changes(experiment)
             spent_by(experiment, experiment.config.training.rounds)
+            for seed in {trials[place].get(SEED, config.training.seed) for place in group.places}:
+                if experiment.before is not None:
+                    refuse_same_noise(experiment.before, seed)
             _refuse_replaced(group, settings, experiment.config)
             first = first or experiment
             seen |= new

@@ -161,7 +161,9 @@ def privatize(
     the rate of "poisson". Nobody's presence may change who else counts: on a clock, see `network.coupling`.
 
     What is guaranteed is guaranteed of one run, and of the models it makes: epsilons and deltas of several runs on the
-    same clients add up, and so does what a model that training starts from has spent on them.
+    same clients add up if their noise is independent, and so does what a model that training starts from has spent on
+    them. Noise comes from the random keys that rounds are given: runs of equal keys have equal noise, and guarantee
+    nothing together.
 
     Args:
       algorithm: from a factory; see `central` for what it must be.

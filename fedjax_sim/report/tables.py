@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim._text import say
+from fedjax_sim.experiment.covered import SHARED
 from fedjax_sim.experiment.history import is_number
 from fedjax_sim.report.charts import Part, names
-from fedjax_sim.report.compare import Group, difference, of_group
+from fedjax_sim.report.compare import Group, difference, of_group, seed
 from fedjax_sim.report.facts import Facts, came_last
 from fedjax_sim.report.read import Run, clean, defaults
 from fedjax_sim.report.words import NONE, duration, share, short, size, value_text
@@ -156,9 +157,13 @@ def explained(groups: Sequence[Group]) -> list[str]:
     if any(len(g.runs) > 1 for g in groups):
         words.append("Numbers are means over seeds, ± one standard deviation (over n - 1).")
     if sum(found.epsilon is not None for g in groups for found in g.facts) > 1:
+        seeds = [seed(run) for g in groups for run, found in zip(g.runs, g.facts, strict=True)
+                 if found.epsilon is not None]  # fmt: skip
         words.append(
-            "Epsilon is of one run: what several runs spend on the same clients adds up, at most to the sum of their "
-            "epsilons at the sum of their deltas."
+            f"Epsilon is of one run. On the same clients, {SHARED}."
+            if len({*seeds}) < len(seeds)
+            else "Epsilon is of one run: what several runs spend on the same clients adds up, at most to the sum of "
+            "their epsilons at the sum of their deltas."
         )
     pairs = [d for g in groups[1:] if (d := difference(groups[0], g)) is not None]
     if any(d.half_width is not None for d in pairs):
