@@ -195,7 +195,7 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
     text = (folder / "config.toml").read_text()
     with pytest.raises(InputError) as error:
         resume(folder, overrides=["model.name=mlp"])
-    one_line(error, "checkpoints", "of another configuration")
+    one_line(error, "does not go with the change (model.name: logistic -> mlp)", "leave --set model.name out")
     assert (folder / "config.toml").read_text() == text
     (folder / "config.toml").write_text(text.replace("# jax ", "# jax 0.0."))
     with pytest.warns(UserWarning, match=r"begun elsewhere \(jax 0\.0\.") as warned:
