@@ -186,7 +186,7 @@ DAMAGE |= {
     "too many classes": (lambda f: rewrite(f / "federation.json", classes=10**12), ["classes", "10000000"]),
     "classes that are no number": (lambda f: rewrite(f / "federation.json", classes="two"), ["classes", "'two'"]),
     "no clients": (lambda f: rewrite(f / "federation.json", clients=0), ["clients", "0"]),
-    "deep brackets": (lambda f: (f / "federation.json").write_text("[" * 5000), ["federation.json", "too deeply"]),
+    "deep brackets": (lambda f: (f / "federation.json").write_text("[" * 200_000), ["federation.json", "too deeply"]),
     "a number without end": (lambda f: (f / "federation.json").write_text("9" * 5000), ["too many digits"]),
 }  # fmt: skip
 
