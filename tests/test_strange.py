@@ -19,6 +19,7 @@ from fedjax_sim.data import ClientRecord, describe, open_store, write_store
 from fedjax_sim.data.sources.leaf import leaf
 from fedjax_sim.diagnose import diagnose
 from fedjax_sim.experiment.config import load_config
+from fedjax_sim.experiment.folder import write_whole
 from fedjax_sim.experiment.progress import ranking
 from fedjax_sim.experiment.show import tables
 from fedjax_sim.experiment.sweep import Line
@@ -185,3 +186,9 @@ def test_masks_are_no_classes_to_diagnose(tmp_path: Path) -> None:
         diagnose(load_config(None, ["model.name=logistic"]), tmp_path / "out", data=data._replace(
             examples=masks, test=tests), seeds=2)  # fmt: skip
     one_line(error, "labels")
+
+
+def test_halves_of_characters_in_a_text_that_is_written_are_replaced(tmp_path: Path) -> None:
+    assert (
+        write_whole(tmp_path / "page.html", "a\ud83db \U0001f600").read_text(encoding="utf-8") == "a\ufffdb \U0001f600"
+    )

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 import fedjax_sim
+from fedjax_sim._text import whole_characters
 from fedjax_sim._validate import InputError, about_file
 from fedjax_sim.experiment.config import Config, Output, to_toml
 
@@ -224,7 +225,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
-    """Writes a file so that it is there whole or not at all, after a power cut, too; returns `path`.
+    """Writes a file so that it is there whole or not at all, after a power cut, too; returns `path`. Halves of
+    characters in a text, which UTF-8 cannot hold, are replaced.
 
     Raises:
       OSError: with the file's name; what was there before still is.
@@ -232,7 +234,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     partial = path.with_name(path.name + PARTIAL)
     try:
         with about_file(path), open(partial, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(whole_characters(content).encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
