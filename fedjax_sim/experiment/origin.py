@@ -48,8 +48,7 @@ class Seen:
         """Of the experiment that was built."""
         config, private = experiment.config, experiment.private
         noise = None if private is None or math.isnan(private.noise_multiplier) else float(private.noise_multiplier)
-        files = {path: found for path, found in input_files(config).items() if not path.startswith("data.")}
-        return Ingredients(flat(config), self.data, files, noise)
+        return Ingredients(flat(config), self.data, _files_beside_data(config), noise)
 
 
 class Marks:
@@ -103,6 +102,11 @@ def input_files(config: Config, seeds: Sequence[int] = (), known: dict[str, str]
             known |= {name: of_path(name) for name in names if name not in known}
             found[path] = " ".join(dict.fromkeys(known[name] for name in names))
     return found
+
+
+def _files_beside_data(config: Config) -> dict[str, str]:
+    """Checksums of the files that settings name, but for those of the data, whose content has a fingerprint."""
+    return {path: found for path, found in input_files(config).items() if not path.startswith("data.")}
 
 
 def asked(folder: Path, origin: Origin, overrides: Sequence[str]) -> Config:
@@ -182,8 +186,7 @@ def still_stands(folder: Path, config: Config) -> bool:
         origin = read_origin(folder)
     except InputError:
         return False
-    files = {path: mark for path, mark in input_files(config).items() if not path.startswith("data.")}
-    now = Ingredients(flat(config), Marks().data(config), files)
+    now = Ingredients(flat(config), Marks().data(config), _files_beside_data(config))
     return not origin.changes and origin.version == fedjax_sim.__version__ and origin.begun.mark() == now.mark()
 
 

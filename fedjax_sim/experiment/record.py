@@ -135,13 +135,8 @@ def results(settings: dict[str, Any]) -> dict[str, Any]:
 
 def differences(before: Ingredients, now: dict[str, Any]) -> dict[str, list[Any]]:
     """Settings that results depend on and that differ. One that the record does not know had its default."""
-    usual = flat(Config())
-    then, now = {**usual, **results(before.settings)}, results(now)
-    return {
-        path: [then.get(path), now.get(path)]
-        for path in dict.fromkeys([*then, *now])
-        if path.partition(".")[0] not in FREE and then.get(path) != now.get(path)
-    }
+    then, now = results({**flat(Config()), **before.settings}), results(now)
+    return {path: [then.get(path), now.get(path)] for path in unequal(then, now)}
 
 
 def unequal(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
