@@ -271,6 +271,23 @@ def test_what_a_client_predicts_with_is_evaluated(name, setup, federation):
 WICKED = np.array([True, False, False, True, False, False])
 
 
+def ways_to_be_attacked():
+    """All algorithms; those whose messages and mean are of one kind differ in nothing that an attack meets, so that
+    the quick tests take one of each kind, and every rule that looks at a cohort as a whole."""
+    seen, found = set(), []
+    for name in fs.ALGORITHMS:
+        algorithm = make_algorithm(name)
+        rule, roles = algorithm.aggregator, algorithm.client.roles
+        codes = tuple(function.__code__ for function in (rule.receive, rule.add, rule.finish))
+        kind = name if rule.whole else (codes, roles, algorithm.survey is None)
+        found.append(pytest.param(name, marks=[pytest.mark.slow] if kind in seen else []))
+        seen.add(kind)
+    return found
+
+
+every_kind = pytest.mark.parametrize("name", ways_to_be_attacked(), scope="module")
+
+
 @pytest.fixture(scope="module")
 def under_attack(name, federation):
     """`{attack: (the model before, state after two rounds, their metrics)}`, from one program."""
@@ -288,6 +305,7 @@ def under_attack(name, federation):
     return {attack: rounds(i) for i, attack in enumerate(forges)}
 
 
+@every_kind
 def test_weights_are_shares_whatever_attackers_send(under_attack):
     robust = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(under_attack["nan_sender"][1].params))
     for attack, (_, _, metrics) in under_attack.items():
@@ -298,6 +316,7 @@ def test_weights_are_shares_whatever_attackers_send(under_attack):
     assert robust == np.asarray(under_attack["nan_sender"][2].rejected)[0, WICKED].all()
 
 
+@every_kind
 def test_attacks_take_effect_where_nothing_holds_them_off(name, under_attack):
     """A rule that leaves out what is not finite is robust; the others are means, which every attacker moves."""
     if np.asarray(under_attack["nan_sender"][2].rejected).any():

@@ -209,6 +209,7 @@ def test_settings_that_do_not_go_together_are_no_way_out(tmp_path):
     assert diagnose(quick(), tmp_path, seeds=2, causes=[impossible], remedies=False).suspects == []
 
 
+@pytest.mark.slow
 def test_gradients_that_differ_may_do_no_harm(tmp_path):
     """Wang et al. (2022): dissimilar gradients need not slow averaging down. One class a client, one step a round."""
     config = load_config(None, ["model.name=logistic", "data.partition=labels_per_client", "data.labels_per_client=1",

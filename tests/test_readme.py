@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -18,6 +20,7 @@ def output(program: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_hospitals_that_code_diseases_in_another_order_are_found(tmp_path: Path):
     said = output(DIAGNOSIS, tmp_path)
     assert said.startswith("It stalls.")
