@@ -4,13 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import one_line
 from runs import trained
 
 from fedjax_sim import InputError
-from fedjax_sim.experiment.history import History, Rows, batched, read_history
+from fedjax_sim.core.types import RoundMetrics
+from fedjax_sim.experiment.history import History, Rows, batched, first_not_finite, read_history, rows_from
 from fedjax_sim.experiment.per_client import ENTRY, FILE, Table, entries, read_table
 from fedjax_sim.network import ServerStep
 
@@ -84,19 +86,20 @@ def test_a_full_disk_leaves_the_entries_before(tmp_path: Path) -> None:
 
 
 def test_entries_say_who_was_asked_late_and_dropped() -> None:
-    from fedjax_sim.core.types import RoundMetrics
-
     numbers = np.array([0.5, np.nan, 0.25, 0.0], np.float32)
     whole = np.array([7, 8, 9, 0], np.int32)
     ids = np.array([4, 2, 9, -1], np.int32)
     values = dict.fromkeys(RoundMetrics._fields, numbers) | {"ids": ids, "examples": whole, "steps": whole}
     metrics = RoundMetrics(**{**values, "rejected": np.array([False, True, False, False])})
+    metrics = jax.tree.map(lambda x: np.stack([x, x]), metrics)
     nobody = np.zeros(0, np.int32)
     step = ServerStep(
         3, 1.0, np.array([2, 9, 4], np.int32), np.arange(3), np.array([0, 1, 2]), nobody, nobody,
         np.array([5, 5, 6], np.int32), 0.0, nobody, np.array([5, 5, 6, 2, 1], np.int32), np.array([1], np.int32),
     )  # fmt: skip
-    found = entries(metrics, 3, step)
+    two = entries(metrics, 3, [step, step])
+    assert two["round"].tolist() == [3] * 6 + [4] * 6
+    found = two[6:]
     assert found["client"].tolist() == [4, 2, 9, 1, 5, 6]
     assert found["counted"].tolist() == [True] * 3 + [False] * 3
     assert found["asked"].tolist() == [0, 1, 0, 1, 2, 1]
@@ -106,6 +109,10 @@ def test_entries_say_who_was_asked_late_and_dropped() -> None:
     assert found["examples"].tolist() == [7, 8, 9, 0, 0, 0]
     np.testing.assert_array_equal(found["drift"], np.array([0.5, np.nan, 0.25, 0, 0, 0], np.float32))
     assert found["rejected"].tolist() == [False, True, False, False, False, False]
+    alone = entries(metrics, 3)
+    assert alone["client"].tolist() == [4, 2, 9] * 2
+    assert alone["asked"].tolist() == [1] * 6
+    assert alone[["round", "counted", "examples"]].tolist() == [(r, True, n) for r in (3, 4) for n in (7, 8, 9)]
 
 
 @pytest.mark.parametrize(("clients", "kept"), [(100, True), (101, False)])
@@ -117,6 +124,37 @@ def test_large_cohorts_are_not_kept_unless_asked_for(tmp_path: Path, clients: in
 
 
 # --- histories as columns --------------------------------------------------------------------------------------------
+
+
+def of_rounds(**changed) -> RoundMetrics:
+    """Of two rounds of three slots, in the first of which one client is rejected, and in the second nobody came."""
+    table = np.array([[0.5, np.inf, 0.25], [0, 0, 0]], np.float32)
+    whole = np.array([[6, 8, 2], [0, 0, 0]], np.int32)
+    values = dict.fromkeys(RoundMetrics._fields, table) | {"examples": whole, "steps": whole, "extra": {}}
+    values |= {name: whole.astype(np.uint32) << 28 for name in ("uplink_bits", "downlink_bits")}
+    values |= dict.fromkeys(("aggregate_norm", "gradient_diversity", "effective_clients"), np.ones(2, np.float32))
+    ids, rejected = np.array([[4, 2, 9], [-1, -1, -1]], np.int32), np.array([[False, True, False], [False] * 3])
+    return RoundMetrics(**{**values, "ids": ids, "rejected": rejected, **changed})
+
+
+def test_rows_are_sums_and_means_over_those_that_count() -> None:
+    first, second = rows_from(of_rounds(extra={"clipped": np.array([0.5, np.nan])}), 7, elapsed_seconds=1.23456)
+    assert (first["round"], first["clients"], first["examples"], first["rejected"]) == (7, 3, 16, 1)
+    assert first["uplink_bits"] == 16 << 28  # more than 32 bits hold
+    assert first["loss_before"] == pytest.approx((6 * 0.5 + 2 * 0.25) / 8)
+    assert first["drift"] == pytest.approx(0.375)
+    assert (first["elapsed_seconds"], first["clipped"], first["aggregate_norm"]) == (1.235, 0.5, 1.0)
+    assert (second["round"], second["clients"], second["loss_before"], second["drift"]) == (8, 0, None, None)
+    assert second["clipped"] is None
+    assert first.keys() == second.keys() >= {"test_accuracy", "best_round"}
+
+
+def test_the_first_round_that_is_not_finite_and_its_first_metric() -> None:
+    assert first_not_finite(of_rounds()) is None  # who is rejected does not count
+    broken = np.array([[0, 0, 0], [0, np.nan, 0]], np.float32)
+    assert first_not_finite(of_rounds(drift=broken, loss_after=broken)) == (1, "loss_after")
+    later = np.array([1.0, np.inf], np.float32)
+    assert first_not_finite(of_rounds(loss_before=broken, aggregate_norm=later[::-1])) == (0, "aggregate_norm")
 
 
 def test_columns_of_a_history(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class Driver:
             ids, steps = self._ahead(done, rounds)
             cohorts, most = self._padded(ids), None if steps is None else self._padded(steps)
         state, metrics = self.simulate(state, self.population, self.key, rounds, cohorts, most_steps=most)
-        return state, jax.tree.map(np.asarray, metrics)
+        return state, jax.device_get(metrics)
 
     def _ahead(self, done: int, rounds: int) -> tuple[np.ndarray, np.ndarray | None]:
         return self._drawn(None if self.clock is None else self.clock.ahead(done, rounds), done, rounds)
@@ -154,7 +154,7 @@ class Driver:
         state, metrics = self.simulate(
             state, self.population, self.key, rounds, table.ids, most_steps=table.most_steps, turns=turns
         )
-        return state, jax.tree.map(np.asarray, metrics)
+        return state, jax.device_get(metrics)
 
     def _advance_hosted(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
         """Round by round, for the rows on disk change hands between them."""
@@ -172,7 +172,7 @@ class Driver:
                 cohort = select(self.population, self.place(ids[0]))
                 cohort = cohort._replace(most_steps=None if steps is None else self.place(steps[0]))
             state, metrics = self.hosted(state, cohort, self.key)
-            parts.append(jax.tree.map(np.asarray, metrics))
+            parts.append(jax.device_get(metrics))
         return state, jax.tree.map(lambda *m: np.stack(m), *parts)
 
     def _advance_streamed(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
@@ -184,7 +184,7 @@ class Driver:
             state, metrics = self.simulate(state, self.held, self.key, now, first=done - self.held_from)
             parts.append(jax.tree.map(lambda m, now=now: m[:now], metrics))
             done += now
-        return state, jax.tree.map(lambda *m: np.concatenate([np.asarray(x) for x in m]), *parts)
+        return state, jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(parts))
 
     def _hold(self, first: int) -> None:
         """Takes the next slice of examples, which begins with this round."""

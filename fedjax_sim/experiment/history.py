@@ -101,43 +101,48 @@ def is_number(value: Any) -> TypeGuard[float]:
     return value.__class__ in (int, float) and -_HUGE < value < _HUGE
 
 
-def row_of(metrics: RoundMetrics, round_number: int, *, elapsed_seconds: float) -> Row:
-    """The row of one round, from metrics on the host (NumPy, no leading axis), without test metrics."""
+def rows_from(metrics: RoundMetrics, first: int, *, elapsed_seconds: float) -> list[Row]:
+    """The rows of some rounds, from number `first` on, without test metrics.
+
+    Args:
+      metrics: of `R` rounds on the host, NumPy arrays [R, ...].
+      first: number of the first of them, from 1.
+      elapsed_seconds: since the start of the run, when they had ended.
+    """
     present = metrics.ids >= 0
     counted = present & ~metrics.rejected
-    weights = metrics.examples[counted].astype(np.float64)
+    each, by_examples = counted.astype(np.float64), np.where(counted, metrics.examples, 0).astype(np.float64)
 
-    def mean(values: Any, weights: Any = None) -> float | None:
-        values = values[counted].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # of a diverged model the mean may be inf - inf
-            return _finite(np.average(values, weights=weights)) if len(values) else None
+    def mean(values: Any, weights: Any) -> list[float | None]:
+        with np.errstate(invalid="ignore", divide="ignore"):  # of a diverged model, or of nobody
+            return _listed((np.where(counted, values, 0) * weights).sum(1) / weights.sum(1))
 
-    return {
-        "round": round_number,
-        "clients": int(present.sum()),
-        "examples": int(metrics.examples.sum(dtype=np.int64)),
-        "steps": int(metrics.steps.sum(dtype=np.int64)),
-        "loss_before": mean(metrics.loss_before, weights),
-        "loss_after": mean(metrics.loss_after, weights),
-        "drift": mean(metrics.drift),
-        "update_norm": mean(metrics.update_norm),
-        "cosine": mean(metrics.cosine),
-        "rejected": int(metrics.rejected.sum()),
-        "aggregate_norm": _finite(metrics.aggregate_norm),
-        "gradient_diversity": _finite(metrics.gradient_diversity),
-        "effective_clients": _finite(metrics.effective_clients),
-        "uplink_bits": int(metrics.uplink_bits.sum(dtype=np.int64)),
-        "downlink_bits": int(metrics.downlink_bits.sum(dtype=np.int64)),
-        "elapsed_seconds": round(elapsed_seconds, 3),
-        "test_accuracy": None,
-        "test_loss": None,
-        "test_ece": None,
-        "test_class_accuracy": None,
-        "test_balanced_accuracy": None,
-        "test_majority": None,
-        "best_round": None,
-        **{name: _finite(value) for name, value in metrics.extra.items()},
+    def total(values: Any) -> list[int]:
+        return values.sum(1, dtype=np.int64).tolist()
+
+    rounds = len(present)
+    columns: dict[str, list[Any]] = {
+        "round": [*range(first, first + rounds)],
+        "clients": total(present),
+        "examples": total(metrics.examples),
+        "steps": total(metrics.steps),
+        "loss_before": mean(metrics.loss_before, by_examples),
+        "loss_after": mean(metrics.loss_after, by_examples),
+        "drift": mean(metrics.drift, each),
+        "update_norm": mean(metrics.update_norm, each),
+        "cosine": mean(metrics.cosine, each),
+        "rejected": total(metrics.rejected),
+        "aggregate_norm": _listed(metrics.aggregate_norm),
+        "gradient_diversity": _listed(metrics.gradient_diversity),
+        "effective_clients": _listed(metrics.effective_clients),
+        "uplink_bits": total(metrics.uplink_bits),
+        "downlink_bits": total(metrics.downlink_bits),
+        "elapsed_seconds": [round(elapsed_seconds, 3)] * rounds,
     }
+    later = ("accuracy", "loss", "ece", "class_accuracy", "balanced_accuracy", "majority")
+    columns |= {name: [None] * rounds for name in (*(f"test_{name}" for name in later), "best_round")}
+    columns |= {name: [_finite(value) for value in values] for name, values in metrics.extra.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def with_clock(row: Row, step: ServerStep, before: float, beside_bits: tuple[int, int]) -> Row:
@@ -164,15 +169,19 @@ def with_test(row: Row, test: dict[str, Any], on: str = "test") -> Row:
     return {**row, **{f"{on}_{name}": _listed(v) if np.ndim(v) else _finite(v) for name, v in test.items()}}
 
 
-def first_not_finite(metrics: RoundMetrics) -> str | None:
-    """The first of the watched metrics that holds NaN or an infinity, in one round's metrics on the host; clients whose
-    updates were rejected for that are not looked at."""
+def first_not_finite(metrics: RoundMetrics) -> tuple[int, str] | None:
+    """Which of some rounds, from 0, is the first in which a watched metric holds NaN or an infinity, and which metric,
+    from arrays [R, ...] on the host; clients whose updates were rejected for that are not looked at."""
 
-    def broken(name: str) -> bool:
-        values = getattr(metrics, name)
-        return not np.isfinite(values[~metrics.rejected] if np.ndim(values) else values).all()
+    def broken(name: str) -> np.ndarray:
+        wrong = ~np.isfinite(getattr(metrics, name))
+        return (wrong & ~metrics.rejected).any(1) if wrong.ndim > 1 else wrong
 
-    return next((name for name in WATCHED if broken(name)), None)
+    table = np.stack([broken(name) for name in WATCHED], axis=1)
+    if not table.any():
+        return None
+    place = int(table.any(1).argmax())
+    return place, WATCHED[int(table[place].argmax())]
 
 
 def _finite(value: Any) -> float | None:

@@ -25,7 +25,7 @@ from fedjax_sim.experiment.choosing import WORST, best, choice, of_clients, stal
 from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
-from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, row_of, with_clock, with_test
+from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, rows_from, with_clock, with_test
 from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.per_client import SMALL, entries
 from fedjax_sim.experiment.record import Origin, identity
@@ -52,10 +52,6 @@ def keeps_clients(experiment: Experiment) -> bool:
     asked, simulation = experiment.config.output.per_client, experiment.simulation
     slots = experiment.sampler.slots if simulation is None else simulation.slots
     return slots <= SMALL if asked == "auto" else asked
-
-
-def _together(found: list[np.ndarray]) -> np.ndarray | None:
-    return np.concatenate(found) if found else None
 
 
 class Loop:
@@ -232,39 +228,40 @@ class Loop:
     def _recorded(self, metrics: Any, rounds: int, cohorts: list[Any], over: bool) -> Step:
         """The rows of these rounds, the last one with its test."""
         training, driver = self.experiment.config.training, self.driver
-        elapsed, rows, found = self.base + time.perf_counter() - self.began, [], []
+        elapsed = self.base + time.perf_counter() - self.began
         steps = [] if driver.clock is None else driver.clock.ahead(self.done, rounds)
-        for i in range(rounds):
-            of_round = jax.tree.map(lambda m, i=i: m[i], metrics)
-            number = self.done + i + 1
-            row = row_of(of_round, number, elapsed_seconds=elapsed)
+        metrics = jax.tree.map(lambda m: m[:rounds], metrics)
+        broken = None if self.guaranteed else first_not_finite(metrics)
+        if broken is not None:  # what comes after is of no use
+            metrics = jax.tree.map(lambda m: m[: broken[0] + 1], metrics)
+        rows = rows_from(metrics, self.done + 1, elapsed_seconds=elapsed)
+        lanes = self.lanes or default_lanes(driver.slots, self.devices)
+        for i, row in enumerate(rows):
             if driver.simulation is not None and driver.clock is not None:
                 before = steps[i - 1].seconds if i else driver.clock.seconds
-                row = with_clock(row, steps[i], before, driver.simulation.beside_bits(steps[i]))
+                row |= with_clock(row, steps[i], before, driver.simulation.beside_bits(steps[i]))
             if driver.most is not None:
                 row["most_steps"] = driver.most
-            row["lanes"] = self.lanes or default_lanes(driver.slots, self.devices)
+            row["lanes"] = lanes
             if self.ledger is not None:
                 epsilon = self.ledger.spend(cohorts[i])
                 self.spent = epsilon = None if epsilon is None else max(epsilon, self.spent or 0.0)
                 row |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
-            rows.append(row)
-            if self.each_client:
-                found.append(entries(of_round, number, steps[i] if steps else None))
-            if not self.guaranteed and (metric := first_not_finite(of_round)):
-                return Step(rows, _together(found), "diverged", Divergence(number, metric))
+        found = entries(metrics, self.done + 1, steps[: len(rows)]) if self.each_client else None
+        if broken is not None:
+            return Step(rows, found, "diverged", Divergence(self.done + len(rows), broken[1]))
         self.first = self.first or rows[0]
         done = self.done + rounds
         last = "finished" if done == training.rounds else "spent" if over else None
         due = done % self.block == 0 or last is not None
         if due and self.guaranteed and not self._finite():  # what no client's own measures may tell
-            return Step(rows, _together(found), "diverged", Divergence(done, "a parameter"))
+            return Step(rows, found, "diverged", Divergence(done, "a parameter"))
         examined = driver.examined(done - 1) if due else {}
         for on, examples in examined.items():
             rows[-1] = with_test(rows[-1], self._measured(on, examples), on)
             hidden = self.guaranteed and of_clients(self.experiment.data, on)
             if rows[-1][f"{on}_loss"] is None and not hidden:
-                return Step(rows, _together(found), "diverged", Divergence(done, f"{on}_loss"))
+                return Step(rows, found, "diverged", Divergence(done, f"{on}_loss"))
         if examined and self.choice is not None:
             score = self.choice.score(rows[-1])
             if score > max(self.scores, default=WORST):
@@ -272,7 +269,7 @@ class Loop:
             rows[-1]["best_round"] = self.best_round
             self.scores.append(score)
             last = last or ("plateau" if stalled(self.scores, training.patience, training.min_improvement) else None)
-        return Step(rows, _together(found), last)
+        return Step(rows, found, last)
 
     def _finite(self) -> bool:
         """Whether all parameters of the global model are finite."""

@@ -9,6 +9,7 @@ entries, so that a file whose writer was killed is whole up to there.
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,31 +30,34 @@ ENTRY = np.dtype([
 ])  # fmt: skip
 
 
-def entries(metrics: RoundMetrics, round_number: int, step: ServerStep | None = None) -> np.ndarray:
-    """The entries of one round: of those whose messages were aggregated, in the cohort's order, then of the others.
+def entries(metrics: RoundMetrics, first: int, steps: Sequence[ServerStep] = ()) -> np.ndarray:
+    """The entries of some rounds; in each those whose messages were aggregated, in the cohort's order, then the others.
 
     Args:
-      metrics: of the round, on the host (NumPy, no leading axis).
-      round_number: from 1.
-      step: of the schedule, where there is a clock.
+      metrics: of `R` rounds on the host, NumPy arrays [R, ...].
+      first: number of the first of them, from 1.
+      steps: of the schedule, `R` of them, where there is a clock.
     """
-    present = np.flatnonzero(metrics.ids >= 0)
-    ids = metrics.ids[present]
-    if step is None:
-        found = np.zeros(len(ids), ENTRY)
-        found["client"], found["asked"] = ids, 1
-    else:
-        others = np.setdiff1d(np.concatenate([step.asked, step.late, step.dropped]), ids)
-        found = np.zeros(len(ids) + len(others), ENTRY)
-        found["client"] = clients = np.concatenate([ids, others])
-        for name in ("asked", "late", "dropped"):
-            found[name] = (clients[:, None] == getattr(step, name)).sum(1)
-        found["staleness"] = ((clients[:, None] == step.arrived) * step.staleness).sum(1)
-    found["round"] = round_number
-    mine = found[: len(ids)]
-    mine["counted"] = True
+    rounds, slots = np.nonzero(metrics.ids >= 0)
+    mine = np.zeros(len(rounds), ENTRY)
+    mine["round"], mine["client"], mine["asked"], mine["counted"] = first + rounds, metrics.ids[rounds, slots], 1, True
     for name in MEASURED:
-        mine[name] = getattr(metrics, name)[present]
+        mine[name] = getattr(metrics, name)[rounds, slots]
+    if not steps:
+        return mine
+    parts = np.split(mine, np.searchsorted(rounds, np.arange(1, len(steps))))
+    return np.concatenate([_on_the_clock(part, first + i, steps[i]) for i, part in enumerate(parts)])
+
+
+def _on_the_clock(mine: np.ndarray, number: int, step: ServerStep) -> np.ndarray:
+    """The entries of one round with what the clock says, and those of clients whose messages were not aggregated."""
+    others = np.setdiff1d(np.concatenate([step.asked, step.late, step.dropped]), mine["client"])
+    found = np.concatenate([mine, np.zeros(len(others), ENTRY)])
+    found["round"], found["client"][len(mine) :] = number, others
+    clients = found["client"]
+    for name in ("asked", "late", "dropped"):
+        found[name] = (clients[:, None] == getattr(step, name)).sum(1)
+    found["staleness"] = ((clients[:, None] == step.arrived) * step.staleness).sum(1)
     return found
 
 
