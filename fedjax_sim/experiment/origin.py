@@ -116,7 +116,12 @@ def asked(folder: Path, origin: Origin, overrides: Sequence[str]) -> Config:
       InputError: `config.toml` is not as the record has it, in one line that lists the differences; or a
         change that could have no effect.
     """
-    written, named = load_config(folder / CONFIG), given(overrides)
+    named = given(overrides)
+    try:
+        written = load_config(folder / CONFIG)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if str(folder) in text else f"{folder / CONFIG}: {text}") from None
     if place := named & {*OUTPUT}:
         raise InputError(f"--set {min(place)}: a run stays where it is; leave it out")
     if edited := {path: pair for path, pair in differences(origin.now, flat(written)).items() if path not in named}:

@@ -136,6 +136,9 @@ def resume(
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: it holds no {CONFIG}; give the folder of a run")
+    for name in (SUMMARY, CLIENTS, PICTURE):
+        if (folder / name).is_dir():  # found now, and not when there is something to write
+            raise InputError(f"{folder / name}: it is a folder in the place of a file of the run; remove it")
     killed = (folder / LOCK).exists()
     with locked(folder):
         if (ended := _ended(folder)) is not None:
