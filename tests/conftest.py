@@ -33,6 +33,7 @@ fs.use_cpu_devices(2)  # before JAX starts
 
 SIZES = (9, 1, 4, 16, 7, 2)
 FEATURES, CLASSES, BATCH, RATE = 5, 3, 4, 0.3
+ACCELERATORS = ("cuda", "tpu")  # which programs are lowered for, and not run on
 
 
 class Federation(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import BATCH, CLASSES, RATE, SIZES, assert_close, assert_equal, make_federation
+from conftest import ACCELERATORS, BATCH, CLASSES, RATE, SIZES, assert_close, assert_equal, make_federation
 
 import fedjax_sim as fs
 from fedjax_sim.attacks import MESSAGE_ATTACKS, Attack, attacked
@@ -123,14 +123,18 @@ def test_jit_equals_no_jit(setup, federation):
     assert_close(plain, jitted(states[1], cohort, KEY), atol=1e-5)
 
 
-def test_everything_at_once_equals_a_loop_of_rounds(name, setup, federation):
-    """One program: vmapped over seeds and over all hyper-parameters, both learning rates and whatever else may be
-    traced; scanned over rounds; two devices with two lanes each; cohorts in another order and with empty slots."""
-    _, jitted, states, metrics, _ = setup
+ORDER = jnp.asarray([2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def together(name, federation):
+    """One program and its arguments: vmapped over seeds and over all hyper-parameters, both learning rates and whatever
+    else may be traced; scanned over rounds; two devices with two lanes each; cohorts in another order and with empty
+    slots."""
     devices = jax.devices()[:2]
     assert len(devices) == 2
-    order, empty = jnp.asarray([2, 0, 1]), jnp.full((len(COHORTS), 2), -1, jnp.int32)
-    cohorts = jnp.concatenate([empty[:, :1], COHORTS[:, order], empty], axis=1)  # 6 slots for 8 lanes
+    empty = jnp.full((len(COHORTS), 2), -1, jnp.int32)
+    cohorts = jnp.concatenate([empty[:, :1], COHORTS[:, ORDER], empty], axis=1)  # 6 slots for 8 lanes
 
     def rounds(population, key, client_rate, server_rate, options):
         if "server_tx" in inspect.signature(fs.ALGORITHMS[name]).parameters:
@@ -145,25 +149,36 @@ def test_everything_at_once_equals_a_loop_of_rounds(name, setup, federation):
     changed |= {"seed": 1} if "seed" in changed else {}
     options = {option: jnp.array([value, value, changed[option]]) for option, value in traced_options(name).items()}
     arguments = federation.population, keys, jnp.array([RATE, RATE, 0.1]), jnp.array([1.0, 1.0, 0.5]), options
-    together = jax.jit(jax.vmap(rounds, in_axes=(None, 0, 0, 0, 0)))(*fs.replicate(arguments, devices))
+    return jax.jit(jax.vmap(rounds, in_axes=(None, 0, 0, 0, 0))), fs.replicate(arguments, devices)
 
-    end, history = jax.tree.map(lambda x: x[0], together)
+
+def test_everything_at_once_equals_a_loop_of_rounds(together, setup, federation):
+    _, jitted, states, metrics, _ = setup
+    program, arguments = together
+    found = program(*arguments)
+    end, history = jax.tree.map(lambda x: x[0], found)
     assert_close(end, states[-1], atol=1e-5)
     for field, values in metrics[-1]._asdict().items():
         if field == "extra":
             continue
-        expected = np.concatenate([values[:1] * 0, values[order], values[:2] * 0]) if values.shape else values
+        expected = np.concatenate([values[:1] * 0, values[ORDER], values[:2] * 0]) if values.shape else values
         expected = np.array([-1, *expected[1:4], -1, -1]) if field == "ids" else expected
         np.testing.assert_allclose(getattr(history, field)[-1], expected, atol=1e-5, rtol=1e-5, err_msg=field)
     state = states[0]
     for ids in COHORTS:
-        state, _ = jitted(state, fs.select(federation.population, ids), keys[1])
-    assert_close(jax.tree.map(lambda x: x[1], together[0]), state, atol=1e-5)
-    models = np.concatenate([np.asarray(x).reshape(3, -1) for x in jax.tree.leaves(together[0].params)], axis=1)
+        state, _ = jitted(state, fs.select(federation.population, ids), arguments[1][1])
+    assert_close(jax.tree.map(lambda x: x[1], found[0]), state, atol=1e-5)
+    models = np.concatenate([np.asarray(x).reshape(3, -1) for x in jax.tree.leaves(found[0].params)], axis=1)
     assert np.isfinite(models).all()
     assert not np.allclose(models[0], models[2], atol=1e-7)  # other rates and options
     courses = np.concatenate([models, np.asarray(history.loss_after).reshape(3, -1)], axis=1)
     assert not np.allclose(courses[0], courses[1], atol=1e-7)  # another seed, which few signs may not show
+
+
+def test_everything_at_once_lowers_for_accelerators(together):
+    """As it would be compiled there, but for devices: nothing in it is without a form for one of them."""
+    program, arguments = together
+    program.trace(*arguments).lower(lowering_platforms=ACCELERATORS)  # traced once for both tests
 
 
 def test_cohort_order_changes_nothing_on_one_device(setup, federation):
