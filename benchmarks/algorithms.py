@@ -17,6 +17,7 @@ import optax
 
 import fedjax_sim as fs
 from benchmarks.throughput import choose_devices
+from fedjax_sim.core.compile import options
 from fedjax_sim.core.host import memory_bytes
 from fedjax_sim.models import Model, build_model
 
@@ -40,7 +41,7 @@ def prepare(name: str, model: Model, devices: list[Any]) -> tuple[Callable[[], f
     )
     cohorts = fs.replicate(jnp.asarray(rng.permutation(CLIENTS)[: ROUNDS * COHORT].reshape(ROUNDS, COHORT)), devices)
     start = time.perf_counter()
-    program = jax.jit(rounds, donate_argnums=0).lower(state, population, cohorts, key).compile()
+    program = jax.jit(rounds, donate_argnums=0).lower(state, population, cohorts, key).compile(options(devices[0]))
     compiled = time.perf_counter() - start
     held = [state]
 

@@ -17,6 +17,7 @@ import optax
 
 import fedjax_sim as fs
 from benchmarks.throughput import choose_devices
+from fedjax_sim.core.compile import options
 from fedjax_sim.models import build_model
 from fedjax_sim.privacy import Adaptive, PrivateLoss, central, local, secure
 from fedjax_sim.privacy.noise import banded, gaussian, laplace
@@ -59,7 +60,7 @@ def prepare(
 
     state, population, key = fs.replicate((fs.init(algorithm, params, COHORT), population, jax.random.key(0)), devices)
     start = time.perf_counter()
-    program = jax.jit(rounds).lower(state, population, key).compile()
+    program = jax.jit(rounds).lower(state, population, key).compile(options(devices[0]))
     compiled = time.perf_counter() - start
 
     def call() -> float:

@@ -46,6 +46,7 @@ from fedjax_sim import (
     select,
     use_cpu_devices,
 )
+from fedjax_sim.core.compile import options
 from fedjax_sim.models import Model, build_model
 
 COMPARED_ROUNDS = 5  # after which accuracies of different programs are compared
@@ -119,7 +120,8 @@ def measure(
     program = make_program(workload, setup.model, devices, lanes)
     peak = matrix_peak()
     start = time.perf_counter()
-    short = program.lower(setup.state, setup.population, setup.cohorts[:COMPARED_ROUNDS], key).compile()
+    lowered = program.lower(setup.state, setup.population, setup.cohorts[:COMPARED_ROUNDS], key)
+    short = lowered.compile(compiler_options=options(devices[0]))
     compile_seconds = time.perf_counter() - start
     state = jax.block_until_ready(short(setup.state, setup.population, setup.cohorts[:COMPARED_ROUNDS], key))
     accuracy = make_evaluation(setup.model.metric_fn)(state.params, setup.test)["accuracy"]

@@ -23,6 +23,15 @@ def test_calibration_error_by_hand():
     assert float(ece(exact, jnp.asarray([1, 0]))) == pytest.approx(1, abs=1e-6)
 
 
+def test_calibration_error_of_many_is_that_of_their_bins():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(500, 4)).astype(np.float32) * 2, rng.integers(0, 4, 500)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    bins = np.digitize(shares.max(1), np.linspace(0, 1, 16)[1:-1], right=True)
+    gap = np.bincount(bins, (shares.argmax(1) == labels) - shares.max(1), minlength=15)
+    assert float(ece(jnp.asarray(logits), jnp.asarray(labels))) == pytest.approx(np.abs(gap).sum() / 500, rel=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_area_under_the_curve_is_scikit_learns_ties_included(seed):
     rng = np.random.default_rng(seed)

@@ -90,10 +90,15 @@ def test_models_lower_with_convolutions_in_every_form(name):
             return jax.vmap(step)(params, batch), jax.vmap(model.metric_fn)(params, batch)
 
         params = jax.eval_shape(lambda model=model: model.params)
-        traced = jax.jit(both).trace(rows(params), rows(batch), KEY)
+        with jax.default_matmul_precision("float32"):
+            traced = jax.jit(both).trace(rows(params), rows(batch), KEY)
         kinds[str(traced.jaxpr)] = traced
     for traced in kinds.values():  # one, where there are no convolutions
-        traced.lower(lowering_platforms=ACCELERATORS)
+        text = traced.lower(lowering_platforms=ACCELERATORS).as_text()
+        products = [line for line in text.splitlines() if "stablehlo.dot" in line or "stablehlo.convolution" in line]
+        assert products
+        assert all("HIGHEST" in line for line in products)  # none but takes the precision that is asked for
+        assert "scatter" not in text
 
 
 TRANSFORMS = COMPRESSORS | of_kind(messages, Transform)

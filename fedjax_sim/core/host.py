@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim.core.algorithm import Algorithm
+from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.round import RoundFn, init
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundMetrics, RoundState
 
@@ -229,7 +230,7 @@ def with_host_memory(round_fn: RoundFn, memory: HostMemory) -> Callable[..., tup
       A function with the same arguments and results, for the host: it fits no `jit`. The state is that of `init(...,
       memory_rows=C)`, whose per-client arrays are those of the last cohort.
     """
-    run = jax.jit(round_fn)
+    run = tuned(round_fn)
 
     def hosted(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
         ids = np.asarray(cohort.ids)

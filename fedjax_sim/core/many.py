@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from fedjax_sim import _validate
+from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.devices import AXIS, mesh
 from fedjax_sim.core.types import PyTree
 
@@ -67,10 +68,10 @@ def make_many(
         return lax.fori_loop(0, -(-active.sum() // at_once), one, (states, outputs))
 
     if len(devices) == 1:
-        program = jax.jit(on_device, donate_argnums=0)
+        program = tuned(on_device, donate_argnums=0)
     else:
         specs = (_SPLIT, _SPLIT, _REPLICATED, _SPLIT)
-        program = jax.jit(
+        program = tuned(
             jax.shard_map(on_device, mesh=mesh(devices), in_specs=specs, out_specs=(_SPLIT, _SPLIT), check_vma=False),
             donate_argnums=0,
         )

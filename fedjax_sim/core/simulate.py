@@ -10,6 +10,7 @@ from jax import lax
 
 from fedjax_sim import _validate
 from fedjax_sim.core.cohort import clients_in, select
+from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.permute import enough_passes, permuted
 from fedjax_sim.core.round import SAMPLE, stage_key
 from fedjax_sim.core.types import Array, Cohort, Population, Procedural, RoundMetrics
@@ -69,7 +70,7 @@ def make_simulation(
             cohort = select(population, sample_uniform(drawing, clients_in(population), cohort_size or 0))
         return round_fn(state, cohort, key) if turn is None else round_fn(state, cohort, turn, key)
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(tuned, donate_argnums=0)
     def program(
         state: Any,
         population: Source,

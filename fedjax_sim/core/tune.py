@@ -11,6 +11,7 @@ import jax
 
 from fedjax_sim import _validate
 from fedjax_sim._text import parse_json
+from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.round import RoundFn
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
 
@@ -39,7 +40,7 @@ def tune_lanes(
     """
     seconds: dict[int, float] = {}
     for lanes in widths:
-        round_fn = jax.jit(make(_validate.whole("widths", lanes)))
+        round_fn = tuned(make(_validate.whole("widths", lanes)))
         jax.block_until_ready(round_fn(state, cohort, key))
         trials = []
         for _ in range(3):

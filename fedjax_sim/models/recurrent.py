@@ -40,6 +40,16 @@ class LSTM(nnx.Module):
         return jnp.moveaxis(lax.scan(step, (zero, zero), fed)[1], 0, 1)
 
 
+def rows_of(table: Array, codes: Array) -> Array:
+    """`table [V, H]` at `codes` int32[...], each within 0 to V - 1: f32[..., H].
+
+    The gradient of a look-up is a scatter, which a GPU adds up in another order every time; there it is a product.
+    """
+    if jax.default_backend() == "cpu":
+        return table[codes]
+    return jnp.matmul(jax.nn.one_hot(codes, table.shape[0], dtype=table.dtype), table, precision="highest")
+
+
 class CharLSTM(nnx.Module):
     """The class of a text, such as the next character after it, of McMahan et al. (2017) and LEAF: an embedding of 8,
     two LSTM layers of 256 units, and the output on the last state. `x` int[B, T] of codes below `vocabulary`.
@@ -55,11 +65,12 @@ class CharLSTM(nnx.Module):
         setattr(self, f"layer{LAYERS}", Dense(UNITS, classes, rng=rng))
 
     def __call__(self, x: Array) -> Array:
-        states = self.embedding[...][x.astype(jnp.int32)]
+        states = rows_of(self.embedding[...], x.astype(jnp.int32))
         for i in range(LAYERS):
             states = getattr(self, f"layer{i}")(states)
         last = states[:, -1]
         if self.padded:
-            ends = jnp.where(x != 0, jnp.arange(x.shape[1]), 0).max(1)
-            last = jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
+            places = jnp.arange(x.shape[1])
+            ends = jnp.where(x != 0, places, 0).max(1, keepdims=True)
+            last = jnp.where((places == ends)[..., None], states, 0).sum(1)
         return getattr(self, f"layer{LAYERS}")(last)
