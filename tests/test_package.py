@@ -104,7 +104,7 @@ def test_cpu_devices_may_be_asked_for_after_the_import():
 # from another column of its layer, nor from a sibling. A package's `__init__` goes by the package's name, that of the
 # whole by "fedjax_sim".
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("_text", "_validate", "_arrays", "_memory"), ("_interrupt",)),
+    (("_text", "_validate", "_arrays", "_memory", "_cache"), ("_interrupt",)),
     (("core",), ("core.types",)),
     (("core.permute",), ("core.devices",), ("core.compile",)),
     (("core.client",), ("core.message",), ("core.aggregate",)),

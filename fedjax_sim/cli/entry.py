@@ -18,6 +18,7 @@ import fedjax_sim.cli.reports
 import fedjax_sim.cli.studies
 import fedjax_sim.cli.training  # each of these adds its commands
 from fedjax_sim._interrupt import leave
+from fedjax_sim.cli.compiled import keep_compiled
 from fedjax_sim.cli.program import app
 
 # click's UsageError, or that of the copy of click which newer versions of typer bring along
@@ -28,6 +29,7 @@ UNFORESEEN = 1  # the exit status of what should not have happened
 def main() -> None:
     """Runs a command: bad input is one line on stderr and exit status 2, never a traceback."""
     warnings.showwarning = _warn
+    keep_compiled()
     try:
         status = app(standalone_mode=False)
         if status == 130:  # which newer versions of typer make of Ctrl-C

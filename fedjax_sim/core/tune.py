@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from fedjax_sim import _validate
+from fedjax_sim._cache import cache_folder
 from fedjax_sim._text import parse_json
 from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.round import RoundFn
@@ -64,7 +65,7 @@ def signature(params: PyTree, devices: Sequence[Any], **settings: Any) -> str:
 
 def memory_file() -> Path:
     """Where widths are remembered: `fedjax_sim/lanes.json` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax_sim" / "lanes.json"
+    return cache_folder() / "lanes.json"
 
 
 def _remembered(file: Path) -> dict[str, int]:
