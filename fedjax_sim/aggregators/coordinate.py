@@ -1,14 +1,20 @@
 """Robust means of each coordinate for itself."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from fedjax_sim import _validate
 from fedjax_sim.aggregators.finite import of_the_cohort, per_message
-from fedjax_sim.aggregators.sorting import sorted_rows
+from fedjax_sim.aggregators.sorting import mean_of_ranks, sum_of_rows
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.types import Array, PyTree, Scalar
+
+SMALL = 2**13  # entries of a leaf up to which it is joined with others
 
 
 def trimmed_mean(fraction: Scalar) -> Aggregator:
@@ -25,7 +31,7 @@ def trimmed_mean(fraction: Scalar) -> Aggregator:
         count = jnp.sum(weights > 0)
         # 0.29 * 100 is just below 29 in floating point; never is everything cut
         cut = jnp.minimum(jnp.floor(fraction * count + 1e-4).astype(count.dtype), jnp.maximum(count - 1, 0) // 2)
-        return jax.tree.map(lambda m: _between(_ascending(m, weights), cut, count - cut), messages)
+        return by_coordinate(lambda m: mean_of_ranks(_counted(m, weights), cut, count - cut), messages)
 
     return of_the_cohort(combine)
 
@@ -38,30 +44,38 @@ def coordinate_median() -> Aggregator:
 
 def around_the_median(messages: PyTree, weights: Array, kept: Array) -> PyTree:
     """In each coordinate, the mean of the `kept` values closest to the median of those that count."""
-    count = jnp.sum(weights > 0)
+    count, least = jnp.sum(weights > 0), jnp.maximum(kept - 1, 0)
+    cut = jnp.maximum(count - 1, 0) // 2
 
-    def mean(leaf: Array) -> Array:
-        cut = jnp.maximum(count - 1, 0) // 2
-        away = jnp.abs(leaf - _between(_ascending(leaf, weights), cut, count - cut))
-        present = per_message(weights > 0, leaf)
-        away = jnp.where(present, away, jnp.inf)
-        farthest = jnp.take(sorted_rows(away), jnp.maximum(kept - 1, 0), axis=0)
-        within, at = away < farthest, (away == farthest) & present
+    def mean(m: Array) -> Array:
+        # what many rows use is written to memory, or it would be computed for each of them
+        median = lax.optimization_barrier(mean_of_ranks(_counted(m, weights), cut, count - cut))
+        away = _counted(jnp.abs(m - median), weights)
+        farthest = lax.optimization_barrier(mean_of_ranks(away, least, least + 1))
+        within, at = away < farthest, (away == farthest) & per_message(weights > 0, m)
         # values equally far share what room is left, so that their order does not matter
-        room = (kept - within.sum(0)) / jnp.maximum(at.sum(0), 1)
-        total = jnp.where(within, leaf, 0).sum(0) + jnp.where(at, leaf, 0).sum(0) * room.astype(leaf.dtype)
-        return total / jnp.maximum(kept, 1).astype(leaf.dtype)
+        room = (kept - sum_of_rows(within.astype(m.dtype))) / jnp.maximum(sum_of_rows(at.astype(m.dtype)), 1)
+        total = sum_of_rows(jnp.where(within, m, 0)) + sum_of_rows(jnp.where(at, m, 0)) * room.astype(m.dtype)
+        return total / jnp.maximum(kept, 1).astype(m.dtype)
 
-    return jax.tree.map(mean, messages)
-
-
-def _ascending(leaf: Array, weights: Array) -> Array:
-    """Values of each coordinate in order, those that do not count last."""
-    return sorted_rows(jnp.where(per_message(weights > 0, leaf), leaf, jnp.inf))
+    return by_coordinate(mean, messages)
 
 
-def _between(ordered: Array, first: Array, last: Array) -> Array:
-    """Mean of rows `first` up to `last`, 0 if there are none."""
-    rank = per_message(jnp.arange(ordered.shape[0]), ordered)
-    total = jnp.where((rank >= first) & (rank < last), ordered, 0).sum(0)
-    return total / jnp.maximum(last - first, 1).astype(ordered.dtype)
+def by_coordinate(rule: Callable[[Array], Array], messages: PyTree) -> PyTree:
+    """`rule`, of values [C, ...] of any shape and each coordinate for itself, of every leaf; small leaves in one, for
+    what is compiled grows with their number."""
+    leaves, structure = jax.tree.flatten(messages)
+    results: dict[int, Array] = {}
+    for dtype in {leaf.dtype for leaf in leaves}:
+        small = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype and leaf[0].size < SMALL]
+        if small:
+            flat = [leaves[i].reshape(len(leaves[i]), -1) for i in small]
+            ends = np.cumsum([x.shape[1] for x in flat])[:-1]
+            parts = jnp.split(rule(jnp.concatenate(flat, axis=1)), ends)
+            results |= {i: part.reshape(leaves[i].shape[1:]) for i, part in zip(small, parts, strict=True)}
+    return structure.unflatten([results[i] if i in results else rule(leaf) for i, leaf in enumerate(leaves)])
+
+
+def _counted(leaf: Array, weights: Array) -> Array:
+    """`leaf` with infinity where a value does not count, which puts it last."""
+    return jnp.where(per_message(weights > 0, leaf), leaf, jnp.inf)

@@ -19,11 +19,14 @@ def finite_only(aggregator: Aggregator) -> Aggregator:
 
     def receive(messages: PyTree, ids: Array, sizes: Array, key: Array) -> tuple[PyTree, Array]:
         finite = jnp.isfinite(over_lanes(squared_norm, messages))
-        seen = jax.tree.map(lambda m: jnp.where(per_message(finite, m), m, 0), messages)
-        seen, weights = aggregator.receive(seen, ids, jnp.where(finite, sizes, 0), key)
-        # the round measures what came, so what was not finite goes on as it is
-        seen = jax.tree.map(lambda s, m: jnp.where(per_message(finite, m), s, m), seen, messages)
-        return seen, jnp.where(finite, weights, 0)
+        zeroed = jax.tree.map(lambda m: jnp.where(per_message(finite, m), m, 0), messages)
+        seen, weights = aggregator.receive(zeroed, ids, jnp.where(finite, sizes, 0), key)
+
+        def restored(seen: Array, zeroed: Array, m: Array) -> Array:
+            """The round measures what came, so what was not finite goes on as it is."""
+            return m if seen is zeroed else jnp.where(per_message(finite, m), seen, m)
+
+        return jax.tree.map(restored, seen, zeroed, messages), jnp.where(finite, weights, 0)
 
     return aggregator._replace(receive=receive, of_mean=None)
 

@@ -31,10 +31,17 @@ class Aggregator(NamedTuple):
 
 
 def weighted_sum(messages: PyTree, weights: Array) -> PyTree:
-    """Sum over the leading axis, each message times its weight."""
+    """Sum over the leading axis, each message times its weight.
 
-    def total(m: Array) -> Array:  # a sum and no dot: GPUs may round a dot's operands to fewer bits
-        return jnp.sum(m * weights.astype(m.dtype).reshape((-1,) + (1,) * (m.ndim - 1)), axis=0)
+    As a product, for a sum over a leading axis runs fifty times slower on a CPU; at the highest precision, for GPUs
+    would otherwise round the operands.
+    """
+
+    def total(m: Array) -> Array:
+        w = weights.astype(m.dtype)
+        if m.shape[0] > 1 and jnp.issubdtype(m.dtype, jnp.floating):
+            return jnp.tensordot(w, m, 1, precision="highest")
+        return jnp.sum(m * w.reshape((-1,) + (1,) * (m.ndim - 1)), axis=0)
 
     return jax.tree.map(total, messages)
 

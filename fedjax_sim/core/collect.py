@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import execute, measure
+from fedjax_sim.core import devices, execute, measure
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.client import LocalData, Message
 from fedjax_sim.core.types import Array, PyTree, squared_norm, trained
@@ -62,11 +62,12 @@ def run_clients(
     shared: PyTree,
     items: Item,
     work: Work,
+    place: Callable[[PyTree], PyTree] = lambda kept: kept,
 ) -> tuple[PyTree, PyTree]:
     """`function(shared, data, item)` of every client, and a fold over what blocks of them return.
 
     `gather(acc, shared, outputs [L, ...], items) -> (acc, kept [L, ...])`. Returns the accumulator, and what was kept,
-    in the cohort's order.
+    in the cohort's order and where `place` puts it (see `execute.fold`).
     """
 
     def block(acc: PyTree, shared: PyTree, items: Item, filled: Array) -> tuple[PyTree, PyTree]:
@@ -80,14 +81,16 @@ def run_clients(
         return gather(acc, own, execute.over_lanes(one, items), items)
 
     shared = (shared, work.examples)
-    return execute.fold(block, zero, shared, items, items.steps, lanes=work.lanes, devices=work.devices)
+    return execute.fold(
+        block, zero, shared, items, items.steps, lanes=work.lanes, devices=work.devices, place=place
+    )
 
 
 class _Received(NamedTuple):
     weight: Array
     squared: Array
     rejected: Array
-    sketch: Array
+    seen: PyTree  # of the updates, what their cosines are made of: sketches, or all of them where they are stored
 
 
 def collect(
@@ -116,22 +119,25 @@ def collect(
     Returns:
       The aggregate, what was measured on arrival, and the clients' outputs in the cohort's order.
     """
-    signs = measure.random_signs(measure_key, trained(like.update))
+    signs = () if aggregator.whole else measure.random_signs(measure_key, trained(like.update))
+
+    def seen(update: PyTree, signs: PyTree) -> PyTree:
+        return update if aggregator.whole else measure.sketch(update, signs)
 
     def arrive(acc: PyTree, signs: PyTree, key: Array, messages: Message, items: Item) -> tuple[PyTree, _Received]:
         sizes = jnp.where(items.present, items.sizes, 0).astype(jnp.float32)
         messages, weights = aggregator.receive(messages, items.ids, sizes, work.wrap(key))
         weights = jnp.maximum(weights, 0)  # noise on a weight may have turned it around; NaN stays
 
-        def look(message: Message, counts: Array, present: Array) -> tuple[Message, Array, Array, Array]:
+        def look(message: Message, counts: Array, present: Array) -> tuple[Message, Array, Array, PyTree]:
             squared = squared_norm(trained(message.update))
             rejected = ~jnp.isfinite(squared_norm(message)) & ~counts & present
             message = jax.tree.map(lambda m: jnp.where(counts, m, 0), message)
-            return message, jnp.where(counts, squared, 0), rejected, measure.sketch(trained(message.update), signs)
+            return message, jnp.where(counts, squared, 0), rejected, seen(trained(message.update), signs)
 
         counted = (messages, weights > 0, items.present)
-        messages, squared, rejected, sketches = execute.over_lanes(lambda lane: look(*lane), counted)
-        return aggregator.add(acc, messages, weights), _Received(weights, squared, rejected, sketches)
+        messages, squared, rejected, updates = execute.over_lanes(lambda lane: look(*lane), counted)
+        return aggregator.add(acc, messages, weights), _Received(weights, squared, rejected, updates)
 
     def gather(acc: PyTree, shared: PyTree, outputs: PyTree, items: Item) -> tuple[PyTree, PyTree]:
         messages, kept = outputs
@@ -140,25 +146,32 @@ def collect(
         acc, received = arrive(acc, shared[1], shared[2], messages, items)
         return acc, (received, kept)
 
+    def place(kept: PyTree) -> PyTree:  # each device aggregates its entries of all messages
+        return (devices.split_entries(kept[0], work.devices), kept[1]) if aggregator.whole else kept
+
     start, everything = aggregator.init(like), (shared, signs, jax.random.key_data(receive_key))
     acc, (found, outputs) = run_clients(
         lambda shared, data, item: produce(shared[0], data, item),
-        gather, () if aggregator.whole else start, everything, items, work,
+        gather, () if aggregator.whole else start, everything, items, work, place,
     )  # fmt: skip
     if aggregator.whole:
+        found = devices.split_entries(found, work.devices)
         acc, found = arrive(start, everything[1], everything[2], found, items)
     aggregate = aggregator.finish(acc)
-    return aggregate, _measured(found, trained(aggregate.update), signs), outputs
+    cosines = measure.cosines(found.seen, seen(trained(aggregate.update), signs))
+    if aggregator.whole:
+        aggregate = devices.gather_entries(aggregate, work.devices)
+    return aggregate, _measured(found, trained(aggregate.update), cosines), outputs
 
 
-def _measured(received: _Received, aggregate: PyTree, signs: PyTree) -> Arrival:
+def _measured(received: _Received, aggregate: PyTree, cosines: Array) -> Arrival:
     total, squared = received.weight.sum(), squared_norm(aggregate)
     weight, norm = received.weight / jnp.where(total > 0, total, 1), jnp.sqrt(received.squared)
     mean_square = jnp.sum(weight * received.squared)
     return Arrival(
         weight=weight,
         norm=norm,
-        cosine=measure.cosines(received.sketch, measure.sketch(aggregate, signs)),
+        cosine=cosines,
         rejected=received.rejected,
         gradient_diversity=jnp.where(squared > 0, mean_square / jnp.where(squared > 0, squared, 1), 1.0),
         effective_clients=jnp.where(total > 0, 1 / jnp.where(total > 0, jnp.sum(weight**2), 1), 0.0),

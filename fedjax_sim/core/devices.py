@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim import _validate
-from fedjax_sim.core.types import PyTree
+from fedjax_sim.core.types import Array, PyTree
 
 AXIS = "devices"
 
@@ -40,6 +40,28 @@ def replicate(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     """`tree` with a copy of every array on each of `devices`, where a round wants its state and population."""
     target = devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), PartitionSpec())
     return jax.device_put(tree, target)
+
+
+def split_entries(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """Within a program, `tree` of arrays [C, ...] each split over `devices` along the first axis behind the first that
+    divides evenly; an array without such an axis is copied to all."""
+    if len(devices) == 1:
+        return tree
+
+    def split(x: Array) -> Array:
+        axis = next((i for i in range(1, x.ndim) if x.shape[i] % len(devices) == 0), None)
+        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh(devices), spec))
+
+    return jax.tree.map(split, tree)
+
+
+def gather_entries(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """Within a program, `tree` with a copy of every array on each of `devices`."""
+    if len(devices) == 1:
+        return tree
+    whole = NamedSharding(mesh(devices), PartitionSpec())
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), tree)
 
 
 def deal(tree: PyTree, devices: Sequence[Any]) -> PyTree:

@@ -62,6 +62,7 @@ def fold(
     *,
     lanes: int,
     devices: Sequence[Any],
+    place: Callable[[PyTree], PyTree] = lambda outputs: outputs,
 ) -> tuple[PyTree, PyTree]:
     """Folds `block` over all items.
 
@@ -74,6 +75,7 @@ def fold(
       costs: int32[C], what decides order and balance.
       lanes: items run at once on a device.
       devices: where; the first alone, and no communication, if there is one.
+      place: where outputs [slots, ...], split over the devices by their slots, go before they are put in order.
 
     Returns:
       The accumulator, and the outputs in the order of `items`, [C, ...].
@@ -107,6 +109,6 @@ def fold(
         # unchecked, for what a client starts from (zeros, optimizer states) is not marked as varying over devices
         run = jax.shard_map(shard, mesh=mesh(devices), in_specs=specs, out_specs=(_REPLICATED, _SPLIT), check_vma=False)
         acc, outputs = run(zero, shared, items, slots)
-    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), outputs)
+    flat = place(jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), outputs))
     where = jnp.zeros(count, jnp.int32).at[slots.reshape(-1)].set(jnp.arange(slots.size, dtype=jnp.int32), mode="drop")
     return acc, jax.tree.map(lambda x: x[where], flat)

@@ -10,8 +10,9 @@ clients who send alike err alike. An update of at most `ENTRIES` numbers is its 
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.execute import over_lanes
 from fedjax_sim.core.permute import mixed
-from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.core.types import Array, PyTree, inner, squared_norm
 
 ENTRIES = 2039  # prime, so that the entries of one column of a matrix do not meet in a few groups
 
@@ -48,8 +49,9 @@ def sketch(update: PyTree, signs: PyTree) -> Array:
     return sum(map(_folded, parts), jnp.zeros(ENTRIES, jnp.float32))
 
 
-def cosines(sketches: Array, whole: Array) -> Array:
-    """Cosine of each update to the aggregate, f32[C], from sketches [C, K] and [K]; 0 for a zero."""
-    products = jnp.sum(sketches * whole, axis=-1)
-    scale = jnp.linalg.norm(sketches, axis=-1) * jnp.linalg.norm(whole)
+def cosines(updates: PyTree, aggregate: PyTree) -> Array:
+    """Cosine of each update to the aggregate, f32[C], from sketches [C, K] and [K] or from updates [C, ...] and the
+    aggregate themselves; 0 for a zero."""
+    products = over_lanes(lambda update: inner(update, aggregate), updates)
+    scale = jnp.sqrt(over_lanes(squared_norm, updates)) * jnp.sqrt(squared_norm(aggregate))
     return jnp.clip(products / jnp.where(scale > 0, scale, 1), -1, 1)
