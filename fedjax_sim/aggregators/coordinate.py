@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from fedjax_sim import _validate
 from fedjax_sim.aggregators.finite import of_the_cohort, per_message
-from fedjax_sim.aggregators.sorting import mean_of_ranks, sum_of_rows
+from fedjax_sim.aggregators.sorting import mean_of_ranks, rows_of, sum_of_rows
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.types import Array, PyTree, Scalar
 
@@ -31,7 +31,11 @@ def trimmed_mean(fraction: Scalar) -> Aggregator:
         count = jnp.sum(weights > 0)
         # 0.29 * 100 is just below 29 in floating point; never is everything cut
         cut = jnp.minimum(jnp.floor(fraction * count + 1e-4).astype(count.dtype), jnp.maximum(count - 1, 0) // 2)
-        return by_coordinate(lambda m: mean_of_ranks(_counted(m, weights), cut, count - cut), messages)
+
+        def mean(m: Array) -> Array:
+            return mean_of_ranks(_counted(rows_of(m), rows_of(per_message(weights > 0, m))), cut, count - cut)
+
+        return by_coordinate(mean, messages)
 
     return of_the_cohort(combine)
 
@@ -48,15 +52,27 @@ def around_the_median(messages: PyTree, weights: Array, kept: Array) -> PyTree:
     cut = jnp.maximum(count - 1, 0) // 2
 
     def mean(m: Array) -> Array:
-        # what many rows use is written to memory, or it would be computed for each of them
-        median = lax.optimization_barrier(mean_of_ranks(_counted(m, weights), cut, count - cut))
-        away = _counted(jnp.abs(m - median), weights)
-        farthest = lax.optimization_barrier(mean_of_ranks(away, least, least + 1))
-        within, at = away < farthest, (away == farthest) & per_message(weights > 0, m)
+        rows, counts = rows_of(m), rows_of(per_message(weights > 0, m))
+
+        def rank(turn: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            """First the median, then how far the last of the kept values is from it."""
+            _, median = found
+            values = [jnp.where(turn == 0, row, jnp.abs(row - median)) for row in rows]
+            first, last = jnp.where(turn == 0, cut, least), jnp.where(turn == 0, count - cut, least + 1)
+            return median, mean_of_ranks(_counted(values, counts), first, last)
+
+        # a loop, so that one network is compiled, and the median written to memory instead of found for each row anew
+        median, farthest = lax.fori_loop(0, 2, rank, (jnp.zeros_like(m[0]), jnp.zeros_like(m[0])))
+        away = _counted([jnp.abs(row - median) for row in rows], counts)
+        within = [d < farthest for d in away]
+        at = [(d == farthest) & c for d, c in zip(away, counts, strict=True)]
         # values equally far share what room is left, so that their order does not matter
-        room = (kept - sum_of_rows(within.astype(m.dtype))) / jnp.maximum(sum_of_rows(at.astype(m.dtype)), 1)
-        total = sum_of_rows(jnp.where(within, m, 0)) + sum_of_rows(jnp.where(at, m, 0)) * room.astype(m.dtype)
-        return total / jnp.maximum(kept, 1).astype(m.dtype)
+        closer, equal = (sum_of_rows([x.astype(m.dtype) for x in which]) for which in (within, at))
+        inner, edge = (
+            sum_of_rows([jnp.where(w, row, 0) for w, row in zip(x, rows, strict=True)]) for x in (within, at)
+        )
+        room = (kept.astype(m.dtype) - closer) / jnp.maximum(equal, 1)
+        return (inner + edge * room) / jnp.maximum(kept, 1).astype(m.dtype)
 
     return by_coordinate(mean, messages)
 
@@ -76,6 +92,6 @@ def by_coordinate(rule: Callable[[Array], Array], messages: PyTree) -> PyTree:
     return structure.unflatten([results[i] if i in results else rule(leaf) for i, leaf in enumerate(leaves)])
 
 
-def _counted(leaf: Array, weights: Array) -> Array:
-    """`leaf` with infinity where a value does not count, which puts it last."""
-    return jnp.where(per_message(weights > 0, leaf), leaf, jnp.inf)
+def _counted(rows: list[Array], counts: list[Array]) -> list[Array]:
+    """`rows` with infinity where a value does not count, which puts it last."""
+    return [jnp.where(c, row, jnp.inf) for row, c in zip(rows, counts, strict=True)]

@@ -1,6 +1,7 @@
 """What all robust rules share: messages that are not finite are left out, and a rule may need the cohort whole."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def finite_only(aggregator: Aggregator) -> Aggregator:
     return aggregator._replace(receive=receive, of_mean=None)
 
 
-def per_message(values: Array, leaf: Array) -> Array:
+def per_message(values: Any, leaf: Array) -> Array:
     """`values` [L] shaped to multiply a leaf [L, ...]."""
     return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 

@@ -5,46 +5,53 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.aggregators.finite import per_message
 from fedjax_sim.core.types import Array
 
 UNROLLED = 64  # rows up to which a network is one pass over memory; of more it would spill, and compile slowly
 
 
-def mean_of_ranks(x: Array, first: Array, last: Array) -> Array:
-    """Of `x` [C, ...] in ascending order along its first axis, the mean of rows `first` up to `last`, 0 if there are
-    none. Up to 64 rows nothing but the result is written to memory."""
-    if x.shape[0] <= UNROLLED:
-        rows = _ascending(list(x))
-        total = sum_of_rows([jnp.where((rank >= first) & (rank < last), row, 0) for rank, row in enumerate(rows)])
+def rows_of(x: Array) -> list[Array]:
+    """The rows of `x` [C, ...], one by one, so that XLA fuses what is made of them into one loop over their elements;
+    more than 64 rows, or one, stay together as a list of `x` alone."""
+    return list(x) if 1 < x.shape[0] <= UNROLLED else [x]
+
+
+def mean_of_ranks(rows: list[Array], first: Array, last: Array) -> Array:
+    """Of `rows_of` some array, in ascending order, the mean of those ranked `first` up to `last`, 0 if there are none.
+
+    By a sorting network: it compares whole rows, element by element, which a CPU does many times faster than it sorts
+    each column for itself.
+    """
+    if len(rows) == 1:
+        ordered, rank = [sorted_rows(rows[0])], [per_message(jnp.arange(len(rows[0])), rows[0])]
     else:
-        rank = jnp.arange(x.shape[0]).reshape((-1,) + (1,) * (x.ndim - 1))
-        total = sum_of_rows(jnp.where((rank >= first) & (rank < last), sorted_rows(x), 0))
-    return total / jnp.maximum(last - first, 1).astype(x.dtype)
+        ordered, rank = _ascending(list(rows)), range(len(rows))
+    chosen = [jnp.where((r >= first) & (r < last), row, 0) for r, row in zip(rank, ordered, strict=True)]
+    return sum_of_rows(chosen) / jnp.maximum(last - first, 1).astype(rows[0].dtype)
 
 
-def sum_of_rows(x: Array | list[Array]) -> Array:
-    """`x.sum(0)`, which for up to 64 rows is fused into what makes them."""
-    rows = list(x) if len(x) <= UNROLLED else [jnp.asarray(x).sum(0)]
-    return sum(rows[1:], rows[0])
+def sum_of_rows(rows: list[Array]) -> Array:
+    """The sum over `rows_of` some array."""
+    return sum(rows[1:], rows[0]) if len(rows) > 1 else rows[0].sum(0)
 
 
 def sorted_rows(x: Array) -> Array:
     """`x` [C, ...] in ascending order along its first axis, as `jnp.sort(x, axis=0)` of numbers.
 
-    A sorting network: each stage compares whole rows, element by element, which a CPU does many times faster than it
-    sorts each column for itself.
+    Each stage of the network is a pass over all rows.
     """
     for upper, lower in _stages(x.shape[0]):
         partner = np.arange(x.shape[0])
         partner[upper], partner[lower] = lower, upper
         other = x[partner]
-        low = (partner > np.arange(x.shape[0])).reshape((-1,) + (1,) * (x.ndim - 1))
+        low = per_message(partner > np.arange(x.shape[0]), x)
         x = jnp.where(low, jnp.minimum(x, other), jnp.maximum(x, other))  # a row beside itself stays
     return x
 
 
 def _ascending(rows: list[Array]) -> list[Array]:
-    """The same network of single rows, which XLA fuses into one loop over their elements."""
+    """The same network of single rows."""
     for upper, lower in _stages(len(rows)):
         for i, j in zip(upper, lower, strict=True):
             rows[i], rows[j] = jnp.minimum(rows[i], rows[j]), jnp.maximum(rows[i], rows[j])

@@ -81,9 +81,7 @@ def run_clients(
         return gather(acc, own, execute.over_lanes(one, items), items)
 
     shared = (shared, work.examples)
-    return execute.fold(
-        block, zero, shared, items, items.steps, lanes=work.lanes, devices=work.devices, place=place
-    )
+    return execute.fold(block, zero, shared, items, items.steps, lanes=work.lanes, devices=work.devices, place=place)
 
 
 class _Received(NamedTuple):
