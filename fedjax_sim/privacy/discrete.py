@@ -1,4 +1,4 @@
-"""The discrete Gaussian, drawn from 62 random bits an entry: no floating-point sample leaks what it hides.
+"""The discrete Gaussian, drawn from 63 random bits an entry: no floating-point sample leaks what it hides.
 
 Samples of continuous noise in floating point have gaps that tell the value beneath (Mironov 2012, "On significance of
 the least significant bits for differential privacy"); integers have none.
@@ -9,28 +9,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Array
 
 TAIL = 12.0  # standard deviations beyond which nothing is drawn: a mass below 1e-30
-LARGEST = 2.0**20  # standard deviation, for which the table holds 200 MB
+LARGEST = 2.0**20  # standard deviation, for which the table holds 130 MB
+TOTAL = 62  # bits of the sum of all weights
+LOW = 30  # of them in the second word
 
 
 class Table(NamedTuple):
-    """The cumulative distribution as integers of 62 bits, in two halves of 31."""
+    """Chances of magnitudes as integers of 62 bits, by the alias method (Walker 1977): each of `2^columns` columns is
+    drawn alike, and gives its own number, or another where the rest of the bits is not below its threshold."""
 
-    high: np.ndarray  # uint32[2 K + 1]
-    low: np.ndarray
-    largest: int  # K
+    first: np.ndarray  # uint32[2^columns]: the other number, and behind it the upper 32 - columns bits of the threshold
+    second: np.ndarray  # uint32[2^columns]: the lower 30 bits
+    columns: int
 
 
-def table(sigma: float) -> Table:
-    """Of the discrete Gaussian, which gives an integer `k` a chance proportional to `exp(-k^2 / (2 sigma^2))` (Canonne,
-    Kamath and Steinke 2020).
+def weights(sigma: float) -> np.ndarray:
+    """What chances the magnitudes from 0 have, int64[K + 1] that add up to 2^62.
 
-    Each probability is right to a part in 2^52 or an absolute 2^-62, whichever is larger.
+    Of the discrete Gaussian, which gives an integer `k` a chance proportional to `exp(-k^2 / (2 sigma^2))` (Canonne,
+    Kamath and Steinke 2020). Each is right to a part in 2^44, for so exact is `exp`, or an absolute 2^-62, whichever is
+    larger.
 
     Raises:
       InputError: `sigma` is not from 0 (which is not in) to 2^20.
@@ -38,28 +41,47 @@ def table(sigma: float) -> Table:
     if not 0 < sigma <= LARGEST:
         raise InputError(f"sigma: {sigma} is out of range; give a number over 0 and at most 2^20")
     largest = max(1, int(np.ceil(TAIL * sigma)))
-    weight = np.exp(-0.5 * (np.arange(-largest, largest + 1) / sigma) ** 2)
-    upto = np.cumsum(weight) / weight.sum()
-    cumulative = [int(p * 2**62) for p in upto]
-    cumulative[-1] = 2**62
-    # what is compared is the last integer that still means k, so that everything stays below 2^62
-    last = np.array([max(c - 1, 0) for c in cumulative], np.int64)
-    return Table((last >> 31).astype(np.uint32), (last & (2**31 - 1)).astype(np.uint32), largest)
+    density = np.exp(-0.5 * (np.arange(largest + 1) / sigma) ** 2)
+    density[1:] *= 2  # of both signs
+    exact = [int(x) for x in density * 2.0**TOTAL]
+    whole = sum(exact)
+    shares = np.array([(x << TOTAL) // whole for x in exact], np.int64)
+    shares[: (1 << TOTAL) - int(shares.sum())] += 1  # what rounding down has left over, at most one each
+    return shares
+
+
+def table(sigma: float) -> Table:
+    """Of the discrete Gaussian of standard deviation `sigma`, see `weights`.
+
+    Raises:
+      InputError: `sigma` is not from 0 (which is not in) to 2^20.
+    """
+    shares = weights(sigma)
+    columns = max(1, int(len(shares) - 1).bit_length())
+    height = 1 << (TOTAL - columns)
+    shares = np.concatenate([shares, np.zeros((1 << columns) - len(shares), np.int64)])
+    # Each column lower than the height is filled up from the first higher one that has some left. That one may come to
+    # lack something thereby, which the next higher one gives.
+    low, high = np.flatnonzero(shares < height), np.flatnonzero(shares >= height)
+    missing, spare = np.cumsum(height - shares[low]), np.cumsum(shares[high] - height)
+    other, threshold = np.arange(1 << columns), np.full(1 << columns, height)
+    other[low] = high[np.searchsorted(spare, missing - (height - shares[low]), side="right")]
+    threshold[low] = shares[low]
+    taken = np.concatenate([[0], missing])[np.searchsorted(missing, spare, side="left") + 1] if len(low) else spare
+    threshold[high] = height - (taken - spare)
+    other[high[:-1]] = high[1:]
+    full = threshold == height  # which needs one bit more than there is room for: either number is its own
+    other, threshold = np.where(full, np.arange(1 << columns), other), np.where(full, 0, threshold)
+    first = (other << (TOTAL - LOW - columns)) | (threshold >> LOW)
+    return Table(first.astype(np.uint32), (threshold & ((1 << LOW) - 1)).astype(np.uint32), columns)
 
 
 def draw(key: Array, shape: tuple[int, ...], table: Table) -> Array:
     """Independent samples, int32[shape]."""
-    bits = jax.random.bits(key, (2, *shape), jnp.uint32) >> 1
-    high, low = jnp.asarray(table.high), jnp.asarray(table.low)
-    length = len(table.high)
-
-    def halve(_: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
-        first, last = span  # the first entry that is not below the bits lies in [first, last]
-        middle = (first + last) // 2
-        h, low_half = high[middle], low[middle]
-        below = (h < bits[0]) | ((h == bits[0]) & (low_half < bits[1]))
-        return jnp.where(below, middle + 1, first), jnp.where(below, last, middle)
-
-    start = jnp.zeros(shape, jnp.int32), jnp.full(shape, length - 1, jnp.int32)
-    first, _ = lax.fori_loop(0, max(1, int(np.ceil(np.log2(length)))), halve, start)
-    return first - table.largest
+    bits, rest = jax.random.bits(key, (2, *shape), jnp.uint32), TOTAL - LOW - table.columns
+    column = bits[0] >> rest
+    first, second = (jnp.asarray(x).at[column].get(mode="promise_in_bounds") for x in (table.first, table.second))
+    upper, threshold = (x & ((1 << rest) - 1) for x in (bits[0], first))
+    own = (upper < threshold) | ((upper == threshold) & (bits[1] >> (32 - LOW) < second))
+    magnitude = jnp.where(own, column, first >> rest).astype(jnp.int32)
+    return jnp.where(bits[1] & 1, magnitude, -magnitude)
