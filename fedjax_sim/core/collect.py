@@ -156,6 +156,8 @@ def collect(
         found = devices.split_entries(found, work.devices)
         acc, found = arrive(start, everything[1], everything[2], found, items)
     aggregate = aggregator.finish(acc)
+    if aggregator.whole:  # or what it is made of would be gathered instead, the cohort's messages
+        aggregate = devices.split_entries(aggregate, work.devices, kept=0)
     cosines = measure.cosines(found.seen, seen(trained(aggregate.update), signs))
     if aggregator.whole:
         aggregate = devices.gather_entries(aggregate, work.devices)

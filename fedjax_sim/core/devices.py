@@ -42,14 +42,14 @@ def replicate(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     return jax.device_put(tree, target)
 
 
-def split_entries(tree: PyTree, devices: Sequence[Any]) -> PyTree:
-    """Within a program, `tree` of arrays [C, ...] each split over `devices` along the first axis behind the first that
-    divides evenly; an array without such an axis is copied to all."""
+def split_entries(tree: PyTree, devices: Sequence[Any], kept: int = 1) -> PyTree:
+    """Within a program, `tree` with each array split over `devices` along the first axis that divides evenly, the first
+    `kept` axes aside; an array without such an axis is copied to all."""
     if len(devices) == 1:
         return tree
 
     def split(x: Array) -> Array:
-        axis = next((i for i in range(1, x.ndim) if x.shape[i] % len(devices) == 0), None)
+        axis = next((i for i in range(kept, x.ndim) if x.shape[i] % len(devices) == 0), None)
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh(devices), spec))
 
