@@ -51,8 +51,10 @@ def centered_clipping(tau: Scalar, iterations: int = 3) -> Aggregator:
         shares = weights / jnp.maximum(weights.sum(), 1)
 
         def step(_: Array, center: PyTree) -> PyTree:
-            away = jax.tree.map(jnp.subtract, messages, center)
-            return jax.tree.map(jnp.add, center, weighted_sum(away, shares * shrinking(away, tau)))
+            pull = shares * shrinking(jax.tree.map(jnp.subtract, messages, center), tau)
+            # not the sum of how far they are away, times `pull`, which would be as large as the cohort
+            rest = jax.tree.map(lambda c: c * (1 - pull.sum()).astype(c.dtype), center)
+            return jax.tree.map(jnp.add, rest, weighted_sum(messages, pull))
 
         start = jax.tree.map(lambda m: jnp.zeros_like(m[0]), messages)
         return jax.lax.fori_loop(0, iterations, step, start)
