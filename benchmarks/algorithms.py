@@ -71,7 +71,9 @@ def prepare(name: str, model: Model, devices: list[Any]) -> Prepared:
     held[0], metrics = program(held[0], population, cohorts, key)
     sent = float(np.asarray(metrics.uplink_bits).max()) / 8e6
     message = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    temporaries = program.memory_analysis().temp_size_in_bytes / (COHORT * message)
+    memory = program.memory_analysis()
+    assert memory is not None
+    temporaries = memory.temp_size_in_bytes / (COHORT * message)
     return Prepared(call, compiled, temporaries, sent, memory_bytes(algorithm, model.params, CLIENTS))
 
 

@@ -12,7 +12,8 @@ from test_reference import gradient, start_weights
 
 import fedjax_sim as fs
 from fedjax_sim import aggregators as rules
-from fedjax_sim.aggregators.sorting import sorted_rows
+from fedjax_sim.aggregators.coordinate import SMALL
+from fedjax_sim.aggregators.sorting import UNROLLED, mean_of_ranks, rows_of, sorted_rows
 from fedjax_sim.core.aggregate import mean
 from fedjax_sim.core.client import Message
 
@@ -236,7 +237,65 @@ def test_krum_tells_whom_it_took():
 @pytest.mark.parametrize("count", range(1, 11))
 def test_the_network_sorts_every_row_of_zeros_and_ones_and_hence_everything(count):
     everything = (np.arange(2**count) >> np.arange(count)[:, None] & 1).astype(np.float32)
-    np.testing.assert_array_equal(sorted_rows(jnp.asarray(everything)), np.sort(everything, axis=0))
+    ordered = np.sort(everything, axis=0)
+    np.testing.assert_array_equal(sorted_rows(jnp.asarray(everything)), ordered)
+    one = jax.jit(lambda rank: mean_of_ranks(rows_of(jnp.asarray(everything)), rank, rank + 1))
+    for rank in range(count):
+        np.testing.assert_array_equal(one(rank), ordered[rank])
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, UNROLLED, UNROLLED + 1])
+def test_means_of_ranks_with_infinite_values(count):
+    rows = np.random.default_rng(count).standard_normal((count, 5, 2)).astype(np.float32)
+    rows[: count // 3] = np.inf
+    ranks = jax.jit(lambda first, last: mean_of_ranks(rows_of(jnp.asarray(rows)), first, last))
+    for first, last in [(0, 1), (count // 4, count - count // 3), (1, 1)]:
+        wanted = np.sort(rows, axis=0)[first:last].mean(0) if last > first else np.zeros((5, 2))
+        np.testing.assert_allclose(ranks(first, last), wanted, rtol=1e-5, atol=1e-6)
+
+
+LARGE = {
+    "median": (rules.coordinate_median(), np_median),
+    "multi_krum": (rules.multi_krum(), np_multi_krum),
+    "bulyan": (rules.bulyan(), np_bulyan),
+    "geometric_median": (rules.geometric_median(), np_geometric),
+    "centered_clipping": (rules.centered_clipping(60.0), partial(np_clipping, tau=60.0)),
+}
+
+
+@pytest.mark.parametrize("slots", [9, UNROLLED + 6])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_messages_of_cohorts_of_any_size(name, slots):
+    """Leaves above and below the size up to which they are joined, and more messages than are sorted in one pass."""
+    rule, wanted = LARGE[name]
+    rng = np.random.default_rng(slots)
+    shapes = [(SMALL // 64 + 1, 64), (5,), (3, 2), (7, SMALL // 7 + 1)]
+    messages = [rng.standard_normal((slots, *shape)).astype(np.float32) for shape in shapes]
+    sizes, ids = rng.integers(1, 9, slots).astype(np.float32), np.arange(slots)
+    sizes[4] = 0
+
+    @jax.jit
+    def combined(messages):
+        received, weights = rule.receive(messages, ids, sizes, KEY)
+        start = rule.init([m[0] for m in messages])
+        return rule.finish(rule.add(start, [m.at[4].set(0) for m in received], weights))
+
+    flat = np.concatenate([m.reshape(slots, -1) for m in messages], axis=1).astype(np.float64)
+    there = np.arange(slots) != 4
+    got = np.concatenate([np.ravel(x) for x in combined([jnp.asarray(m) for m in messages])])
+    np.testing.assert_allclose(got, wanted(flat[there], sizes[there], ids[there]), atol=2e-5)
+
+
+def test_messages_keep_their_precision(name):
+    """Half the bits of float32, and the result of float32 to within them."""
+    messages, sizes, ids = cohort(9)
+    rough = jnp.asarray(messages).astype(jnp.bfloat16)
+    rule, _ = RULES[name]
+    received, weights = rule.receive([rough], ids, sizes, KEY)
+    (got,) = rule.finish(rule.add(rule.init([rough[0]]), received, weights))
+    exact, _ = COMPILED[name](rough.astype(jnp.float32), sizes, ids)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=0.05)
 
 
 @pytest.mark.parametrize("count", [17, 50, 64, 100])
@@ -288,6 +347,26 @@ def test_algorithms_equal_a_plain_loop(larger, name):
         w = w - rule(updates, np.array(SIZES)[ids].astype(float), ids).reshape(w.shape)
     got = np.concatenate([state.params["kernel"], state.params["bias"][None]])
     np.testing.assert_allclose(got, w, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["median", "krum", "bulyan", "rfa"])
+def test_each_device_aggregates_its_entries_of_all_messages(larger, name):
+    """What passes between devices is each message once; no device gets the cohort's messages whole."""
+    devices = jax.devices()[:2]
+    algorithm = fs.ALGORITHMS[name](loss_fn, client_tx=optax.sgd(RATE))
+    columns = SMALL // 4
+    params = {"kernel": jnp.zeros((FEATURES, columns)), "bias": jnp.zeros(columns)}  # 5 rows do not divide
+    round_fn = jax.jit(fs.make_round(algorithm, batch_size=4, devices=devices))
+    state, population, key = fs.replicate((fs.init(algorithm, params, len(SIZES)), larger.population, KEY), devices)
+    given = state, fs.select(population, COHORTS[0]), key
+    text = round_fn.lower(*given).compile().as_text() or ""
+    moved = [line for line in text.splitlines() if " all-gather(" in line or " all-reduce(" in line]
+    assert " all-to-all(" in text
+    assert moved
+    assert not [line for line in moved if f"f32[{len(COHORTS[0])},{FEATURES},{columns}]" in line]
+    alone = jax.jit(fs.make_round(algorithm, batch_size=4))
+    one = fs.init(algorithm, params, len(SIZES)), fs.select(larger.population, COHORTS[0]), KEY
+    assert_close(round_fn(*given), alone(*one), atol=1e-5)
 
 
 def with_statistics(variables, batch, key):

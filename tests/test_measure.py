@@ -78,6 +78,21 @@ def test_cosines_weights_and_effective_clients_against_numpy():
         assert not np.asarray(metrics.rejected).any()
 
 
+def test_cosines_are_exact_where_messages_are_stored():
+    """Over more parameters than a sketch has entries."""
+    federation, wide = make_federation(), ENTRIES
+    params = {"kernel": jnp.zeros((federation.inputs.shape[1], wide)), "bias": jnp.zeros(wide)}
+    round_fn = jax.jit(fs.make_round(make_algorithm("median"), batch_size=BATCH))
+    state, alone = fs.init(make_algorithm("median"), params, len(SIZES)), []
+    for ids in ([0, 3, 5], [0, -1, -1], [3, -1, -1], [5, -1, -1]):
+        after, metrics = round_fn(state, fs.select(federation.population, np.array(ids)), KEY)
+        moved = np.concatenate([np.ravel(x) for x in jax.tree.leaves(after.params)])
+        alone.append((moved, np.asarray(metrics.cosine)))
+    (together, cosines), *others = alone
+    wanted = [x @ together / np.linalg.norm(x) / np.linalg.norm(together) for x, _ in others]
+    np.testing.assert_allclose(cosines, wanted, atol=1e-5)
+
+
 def test_a_message_that_is_not_finite_is_counted_and_left_out_by_robust_rules_alone():
     federation = make_federation()
 

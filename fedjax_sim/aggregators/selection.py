@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fedjax_sim import _validate
 from fedjax_sim.aggregators.coordinate import around_the_median
@@ -103,7 +104,11 @@ def _neighbours(messages: PyTree, counts: Array) -> tuple[Array, Array]:
     """Squared distances of each message [C, C] to the others, in ascending order, and whose they are."""
 
     def products(leaf: Array) -> Array:
-        flat = leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
+        leaf = leaf.astype(jnp.float32)
+        if leaf.ndim > 2 and leaf.shape[1] % 2:  # which several devices split along a later axis, and could not flatten
+            axes = tuple(range(1, leaf.ndim))
+            return lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision=lax.Precision.HIGHEST)
+        flat = leaf.reshape(leaf.shape[0], -1)
         return jnp.matmul(flat, flat.T, precision="highest")
 
     gram = jnp.stack([products(leaf) for leaf in jax.tree.leaves(messages)]).sum(0)

@@ -1,14 +1,16 @@
-"""The discrete Gaussian, drawn from 63 random bits an entry: no floating-point sample leaks what it hides.
+"""The discrete Gaussian, drawn from up to 63 random bits an entry: no floating-point sample leaks what it hides.
 
 Samples of continuous noise in floating point have gaps that tell the value beneath (Mironov 2012, "On significance of
 the least significant bits for differential privacy"); integers have none.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.types import Array
@@ -16,15 +18,16 @@ from fedjax_sim.core.types import Array
 TAIL = 12.0  # standard deviations beyond which nothing is drawn: a mass below 1e-30
 LARGEST = 2.0**20  # standard deviation, for which the table holds 130 MB
 TOTAL = 62  # bits of the sum of all weights
-LOW = 30  # of them in the second word
+LOW = 31  # of them in a second word, which few entries need
+WIDTH, BLOCKS = 128, 32  # entries of a block, and blocks in a turn, that get one
 
 
 class Table(NamedTuple):
     """Chances of magnitudes as integers of 62 bits, by the alias method (Walker 1977): each of `2^columns` columns is
     drawn alike, and gives its own number, or another where the rest of the bits is not below its threshold."""
 
-    first: np.ndarray  # uint32[2^columns]: the other number, and behind it the upper 32 - columns bits of the threshold
-    second: np.ndarray  # uint32[2^columns]: the lower 30 bits
+    first: np.ndarray  # uint32[2^columns]: the other number, and behind it the upper 31 - columns bits of the threshold
+    second: np.ndarray  # uint32[2^columns]: the lower 31 bits
     columns: int
 
 
@@ -77,11 +80,38 @@ def table(sigma: float) -> Table:
 
 
 def draw(key: Array, shape: tuple[int, ...], table: Table) -> Array:
-    """Independent samples, int32[shape]."""
-    bits, rest = jax.random.bits(key, (2, *shape), jnp.uint32), TOTAL - LOW - table.columns
-    column = bits[0] >> rest
-    first, second = (jnp.asarray(x).at[column].get(mode="promise_in_bounds") for x in (table.first, table.second))
-    upper, threshold = (x & ((1 << rest) - 1) for x in (bits[0], first))
-    own = (upper < threshold) | ((upper == threshold) & (bits[1] >> (32 - LOW) < second))
+    """Independent samples, int32[shape].
+
+    One word holds the column, the sign and the upper bits to compare. Only where those equal the threshold's, in one
+    entry of `2^(31 - columns)`, are the lower ones drawn, too.
+    """
+    begin, end = jax.random.split(key)
+    word, rest = jax.random.bits(begin, (math.prod(shape),), jnp.uint32), TOTAL - LOW - table.columns
+    column, upper = word >> (rest + 1), word & ((1 << rest) - 1)
+    first = jnp.asarray(table.first).at[column].get(mode="promise_in_bounds")
+    threshold = first & ((1 << rest) - 1)
+    own = (upper < threshold) | _below(end, upper == threshold, column, jnp.asarray(table.second))
     magnitude = jnp.where(own, column, first >> rest).astype(jnp.int32)
-    return jnp.where(bits[1] & 1, magnitude, -magnitude)
+    return jnp.where((word >> rest) & 1, magnitude, -magnitude).reshape(shape)
+
+
+def _below(key: Array, ask: Array, column: Array, threshold: Array) -> Array:
+    """Whether 31 random bits are below the threshold of each entry's column, bool[n], False where one does not `ask`.
+
+    Blocks of entries with somebody who does get a word each, some blocks at a time, as long as there are any.
+    """
+    blocks = -(-ask.size // WIDTH)
+    asking = jnp.pad(ask, (0, blocks * WIDTH - ask.size)).reshape(blocks, WIDTH)
+
+    def settle(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        turn, left, below = state
+        _, block = lax.top_k(left.astype(jnp.int32), min(blocks, BLOCKS))
+        entry = column.at[block[:, None] * WIDTH + jnp.arange(WIDTH)].get(mode="clip")
+        word = jax.random.bits(jax.random.fold_in(key, turn), entry.shape, jnp.uint32) >> (32 - LOW)
+        found = asking[block] & (word < threshold[entry])
+        found = jnp.where(left[block, None], found, below[block])
+        return turn + 1, left.at[block].set(False), below.at[block].set(found)
+
+    start = jnp.int32(0), asking.any(1), jnp.zeros_like(asking)
+    _, _, below = lax.while_loop(lambda state: state[1].any(), settle, start)
+    return below.reshape(-1)[: ask.size]
