@@ -18,8 +18,9 @@ class Aggregator(NamedTuple):
     `finish(acc) -> aggregate`. A client that takes no part has size 0 and must weigh 0; whatever weighs 0 reaches `add`
     as zeros. Accumulators of several blocks and devices are added, hence an accumulator must be a sum over messages.
     Where that cannot be, as for a median, `whole` asks for one block that holds the whole cohort, at the cost of
-    storing its `C` messages. Where the aggregate can be made of the mean of the messages alone, `of_mean(mean, count)
-    -> aggregate` does it, for `count` clients: what a server is left with that learns no more than a noisy sum.
+    storing its `C` messages; of several devices each stores and combines its share of the entries of all of them. Where
+    the aggregate can be made of the mean of the messages alone, `of_mean(mean, count) -> aggregate` does it, for
+    `count` clients: what a server is left with that learns no more than a noisy sum.
     """
 
     receive: Callable[[PyTree, Array, Array, Array], tuple[PyTree, Array]]

@@ -4,7 +4,8 @@ A sketch is a random projection to `ENTRIES` numbers that needs one pass over th
 of the round, summed in groups (the count sketch of Charikar et al. 2004 with buckets in turn). The cosine of two
 sketches differs from that of the updates, `c`, by a standard deviation of `(1 - c^2) / sqrt(ENTRIES)`, 0.022 at most,
 and a bias of at most `1 / ENTRIES`: over the signs of many rounds, for within a round all updates share theirs, so that
-clients who send alike err alike. An update of at most `ENTRIES` numbers is its own sketch, hence exact.
+clients who send alike err alike. An update of at most `ENTRIES` numbers is its own sketch, hence exact. Where an
+aggregator stores the messages there is nothing to sketch, and cosines are exact, too.
 """
 
 import jax
