@@ -63,11 +63,11 @@ class Prepared(NamedTuple):
     source: str
 
 
-def prepare(workload: Workload, devices: list[Any], rounds: int, *, convolution: str | None = None) -> Prepared:
+def prepare(workload: Workload, devices: list[Any], rounds: int) -> Prepared:
     """Population, initial state and cohorts, replicated over `devices`."""
     federation = load(workload)
     shape = (28, 28, 1) if workload.model == "cnn" else (PIXELS,)
-    model = build_model(workload.model, shape, CLASSES, hidden=workload.hidden, convolution=convolution)
+    model = build_model(workload.model, shape, CLASSES, hidden=workload.hidden)
     weights = initial_parameters(workload)
     params = {f"layer{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(weights)}
     model = model._replace(params=jax.tree.map(jnp.asarray, params))

@@ -11,8 +11,7 @@ from conftest import CLASSES, FEATURES, SIZES, assert_close, assert_equal
 from flax import linen, nnx
 
 import fedjax_sim as fs
-from fedjax_sim.models import MODELS, build_model, from_logits, max_pool
-from fedjax_sim.models.layers import convolution, product
+from fedjax_sim.models import MODELS, Conv, build_model, from_logits, max_pool
 
 KEY = jax.random.key(9)
 EVERYONE = jnp.arange(len(SIZES), dtype=jnp.int32)
@@ -322,47 +321,7 @@ def test_loss_and_metrics_of_logits():
     np.testing.assert_array_equal(metrics["accuracy"], [1, 0])
 
 
-# --- layers: each form computes the same -----------------------------------------------------------------------------
-
-
-@jax.jit
-def product_and_gradients(x, kernel, dy):
-    value, pull = jax.vjp(product, x, kernel)
-    plain, plain_pull = jax.vjp(jnp.matmul, x, kernel)
-    return (value, pull(dy)), (plain, plain_pull(dy))
-
-
-@pytest.mark.parametrize("batch", [1, 2, 9, 10, 11, 20, 21, 24, 25, 30])
-def test_product_equals_the_plain_one_in_value_and_gradients(batch):
-    rng = np.random.default_rng(batch)
-    x, kernel, dy = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((batch, 7), (7, 4), (batch, 4)))
-    (value, (dx, dk)), plain = product_and_gradients(x, kernel, dy)
-    assert_close((value, (dx, dk)), plain, atol=1e-5)
-    np.testing.assert_allclose(value, np.asarray(x) @ np.asarray(kernel), atol=1e-5)
-    np.testing.assert_allclose(dk, np.asarray(x).T @ np.asarray(dy), atol=1e-5)
-    np.testing.assert_allclose(dx, np.asarray(dy) @ np.asarray(kernel).T, atol=1e-5)
-
-
-def both_forms(x, kernel, dy):
-    results = []
-    for form in ("patches", "native"):
-        value, pull = jax.vjp(lambda x, k, form=form: convolution(x, k, form), x, kernel)
-        results.append((value, pull(dy)))
-    return results
-
-
-@pytest.mark.parametrize(
-    ("size", "height", "width", "lanes"),
-    [(1, 4, 4, 0), (2, 7, 5, 0), (3, 5, 8, 0), (4, 7, 7, 0), (5, 9, 4, 0), (5, 3, 3, 0), (3, 5, 7, 2)],
-)
-def test_both_forms_of_a_convolution_are_equal_in_value_and_gradients(size, height, width, lanes):
-    rng = np.random.default_rng(7)
-    leading = (lanes,) if lanes else ()
-    shapes = (2, height, width, 3), (size, size, 3, 4), (2, height, width, 4)
-    arrays = [jnp.asarray(rng.standard_normal(leading + s), jnp.float32) for s in shapes]
-    run = jax.jit(jax.vmap(both_forms) if lanes else both_forms)
-    patches, native = run(*arrays)
-    assert_close(patches, native, atol=1e-4)
+# --- layers ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_convolution_is_the_sum_over_the_neighbourhood():
@@ -373,8 +332,9 @@ def test_a_convolution_is_the_sum_over_the_neighbourhood():
     for i in range(4):
         for j in range(5):
             expected[i, j] = np.einsum("abc,abcd->d", padded[i : i + 3, j : j + 3], kernel)
-    got = convolution(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), "patches")
-    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+    layer = Conv(2, 2, 3, rng=rng)
+    layer.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32))[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (2, 3)])

@@ -15,7 +15,7 @@ from fedjax_sim.core.simulate import sample_uniform
 from fedjax_sim.core.tune import tune_lanes
 from fedjax_sim.experiment.config import parse_config
 from fedjax_sim.messages import add_laplace, clip, top_k
-from fedjax_sim.models import Conv, build_model
+from fedjax_sim.models import build_model
 from fedjax_sim.privacy import bare_laplace, laplace
 
 KEY = jax.random.key(0)
@@ -238,8 +238,6 @@ def test_arguments_of_build_model():
     for shape in ((64,), (8, 8), (3, 8, 1), (8, 3, 1)):
         refuses(build("cnn", shape), "model.name: cnn", str(list(shape)), "take logistic, mlp")
         refuses(build("cnn_small", shape), "model.name: cnn_small", str(list(shape)))
-    refuses(build("cnn", convolution="fft"), "'fft'", "patches, native")
-    refuses(lambda: Conv(1, 1, 3, form="winograd", rng=np.random.default_rng(0)), "form: 'winograd'")
 
 
 @pytest.mark.parametrize("function", [clip, add_laplace, bare_laplace])

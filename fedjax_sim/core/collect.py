@@ -1,6 +1,7 @@
 """From a cohort to one aggregate: each client produces a message, and what arrives is measured on the way."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim.core import devices, execute, measure
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.client import LocalData, Message
+from fedjax_sim.core.rewrite import suited
 from fedjax_sim.core.types import Array, PyTree, squared_norm, trained
 
 
@@ -36,6 +38,7 @@ class Work(NamedTuple):
     devices: Sequence[Any]
     wrap: Callable[[Array], Array]  # makes a key of its data
     poisson: bool = False
+    rewrite: bool | None = None  # as of `make_round`
 
 
 class Arrival(NamedTuple):
@@ -78,7 +81,8 @@ def run_clients(
         def one(item: Item) -> PyTree:
             return function(own, local_data(item, examples, trips, work)._replace(alone=alone), item)
 
-        return gather(acc, own, execute.over_lanes(one, items), items)
+        train = suited(partial(execute.over_lanes, one), work.devices, work.rewrite)
+        return gather(acc, own, train(items), items)
 
     shared = (shared, work.examples)
     return execute.fold(block, zero, shared, items, items.steps, lanes=work.lanes, devices=work.devices, place=place)

@@ -13,6 +13,7 @@ from fedjax_sim.core import execute
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import planned_steps
 from fedjax_sim.core.collect import Item, Work, local_data
+from fedjax_sim.core.rewrite import suited
 from fedjax_sim.core.round import ADAPT, as_key, default_lanes, make_items, stage_key, wrapper
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
 
@@ -65,7 +66,8 @@ def make_evaluation(
             by_class = {name: jnp.sum(of_class * value, axis=1) for name, value in values.items()}
             return jax.tree.map(jnp.sum, values), by_class, of_class.sum(1)
 
-        plain, by_class, count = jax.tree.map(lambda x: x.sum(0), lax.map(sums, jnp.arange(0, total, size)))
+        quick_sums = suited(sums, jax.local_devices())
+        plain, by_class, count = jax.tree.map(lambda x: x.sum(0), lax.map(quick_sums, jnp.arange(0, total, size)))
         means = {name: value / total for name, value in plain.items()}
         return means | {f"class_{name}": value / count for name, value in by_class.items()}
 
@@ -153,7 +155,7 @@ def make_client_evaluation(
                 model = personal(broadcast, own, data, data.key)
                 return test(params, test_examples, start, size), test(model, test_examples, start, size)
 
-            return acc, execute.over_lanes(one, lanes)
+            return acc, suited(partial(execute.over_lanes, one), where)(lanes)
 
         costs = items.steps + -(-sizes // batch_size)
         lanes_of = (items, tests.starts, sizes)

@@ -133,18 +133,21 @@ def bind(
     devices: Sequence[Any] | None = None,
     client_losses: str = "steps",
     local_sampling: str = "epochs",
+    rewrite: bool | None = None,
 ) -> Binding:
     """The arguments of `make_round`, checked."""
     _validate.local_work(batch_size, local_epochs, local_steps)
     _validate.one_of("client_losses", client_losses, ("steps", "examples"))
     _validate.one_of("local_sampling", local_sampling, ("epochs", "poisson"))
     _validate.hardware(lanes, devices)
+    if rewrite not in (None, True, False):
+        raise _validate.InputError(f"rewrite: {_validate.shown(rewrite)} is neither True nor False; give one, or None")
 
     def work(examples: PyTree, slots: int, key: Array) -> Work:
         where = list(devices) if devices is not None else jax.local_devices()[:1]
         width = lanes or default_lanes(slots, where)
         return Work(examples, batch_size, client_losses == "examples", width, where, wrapper(key),
-                    poisson=local_sampling == "poisson")  # fmt: skip
+                    poisson=local_sampling == "poisson", rewrite=rewrite)  # fmt: skip
 
     plan = partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps)
     return Binding(plan, work)
@@ -160,6 +163,7 @@ def make_round(
     devices: Sequence[Any] | None = None,
     client_losses: str = "steps",
     local_sampling: str = "epochs",
+    rewrite: bool | None = None,
 ) -> RoundFn:
     """Binds an algorithm to its local work and to the hardware.
 
@@ -174,6 +178,9 @@ def make_round(
       client_losses: "steps" reports the losses of the first and the last local step, for free; "examples" the mean
         losses over all the client's examples before and after training, for two more forward passes over them.
       local_sampling: "epochs", every example once in each; or "poisson", in every batch with chance `B / size`.
+      rewrite: compute convolutions, max-pooling and small matrix products of what clients do, the user's own loss and
+        its gradients, in forms with the same numbers up to rounding that are quick inside the compiled round, see
+        `core/forms.py`; by default where it runs on CPUs alone. False leaves everything as it is written.
 
     Returns:
       `round_fn(state, cohort, key) -> (state, RoundMetrics)`: pure, not jitted yet; it fits `jit`, `lax.scan` and
@@ -183,7 +190,8 @@ def make_round(
       InputError: a setting out of range; when traced, a cohort or loss of the wrong shape.
     """
     binding = bind(batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps, lanes=lanes,
-                   devices=devices, client_losses=client_losses, local_sampling=local_sampling)  # fmt: skip
+                   devices=devices, client_losses=client_losses, local_sampling=local_sampling,
+                   rewrite=rewrite)  # fmt: skip
 
     def round_fn(state: RoundState, cohort: Cohort, key: Array) -> tuple[RoundState, RoundMetrics]:
         cohort, key = jax.tree.map(jnp.asarray, cohort), as_key(key)

@@ -1,7 +1,7 @@
 """Classifiers by name, and the layers they are made of."""
 
 from fedjax_sim.models.classifiers import MODELS, Model, build_model, from_logits
-from fedjax_sim.models.layers import Conv, Dense, Norm, fastest_convolution, max_pool
+from fedjax_sim.models.layers import Conv, Dense, Norm, max_pool
 from fedjax_sim.models.transfer import freeze, load_leaves, lora, save_leaves, train_only, warm_start
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Model",
     "Norm",
     "build_model",
-    "fastest_convolution",
     "freeze",
     "from_logits",
     "load_leaves",

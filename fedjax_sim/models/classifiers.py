@@ -11,7 +11,7 @@ from flax import nnx
 
 from fedjax_sim import _memory, _validate
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.models.layers import FORMS, Conv, Dense, Norm, fastest_convolution, max_pool
+from fedjax_sim.models.layers import Conv, Dense, Norm, max_pool
 from fedjax_sim.models.recurrent import CharLSTM
 from fedjax_sim.models.resnet import ResNet
 from fedjax_sim.models.transformer import ViT, patch_side
@@ -76,12 +76,11 @@ class CNN(nnx.Module):
         classes: int,
         *,
         size: int,
-        form: str,
         rng: np.random.Generator,
     ):
         height, width, depth = input_shape
-        self.layer0 = Conv(depth, channels[0], size, form=form, rng=rng)
-        self.layer1 = Conv(channels[0], channels[1], size, form=form, rng=rng)
+        self.layer0 = Conv(depth, channels[0], size, rng=rng)
+        self.layer1 = Conv(channels[0], channels[1], size, rng=rng)
         self.layer2 = Dense((height // 4) * (width // 4) * channels[1], hidden, rng=rng)
         self.layer3 = Dense(hidden, classes, rng=rng)
 
@@ -105,7 +104,6 @@ BYTES = 256  # codes of uint8
 # what each takes: "numbers" of any shape, "images" [height, width, channels], or "codes" [length] of a text
 INPUTS = {"logistic": "numbers", "mlp": "numbers", "mlp_norm": "numbers", "cnn": "images", "cnn_small": "images",
           "resnet": "images", "vit": "images", "char_lstm": "codes"}  # fmt: skip
-_CONVOLVING = ("cnn", "cnn_small", "resnet")
 
 
 def fitting(shape: tuple[int, ...], dtype: np.dtype | None, vocabulary: int | None) -> list[str]:
@@ -142,7 +140,6 @@ def _module(
     shape: tuple[int, ...],
     classes: int,
     hidden: tuple[int, ...],
-    form: str,
     rng: np.random.Generator,
     vocabulary: int,
 ) -> nnx.Module:
@@ -154,7 +151,7 @@ def _module(
         return CharLSTM(vocabulary, classes, padded=vocabulary == BYTES, rng=rng)
     image = (shape[0], shape[1], shape[2])
     if name == "resnet":
-        return ResNet(image[2], classes, form=form, rng=rng)
+        return ResNet(image[2], classes, rng=rng)
     if name == "vit":
         if patch_side(*image[:2]) is None:
             raise _validate.InputError(
@@ -162,8 +159,8 @@ def _module(
             )
         return ViT(image, classes, rng=rng)
     if name == "cnn":
-        return CNN(image, (32, 64), 512, classes, size=5, form=form, rng=rng)
-    return CNN(image, (16, 32), 64, classes, size=3, form=form, rng=rng)
+        return CNN(image, (32, 64), 512, classes, size=5, rng=rng)
+    return CNN(image, (16, 32), 64, classes, size=3, rng=rng)
 
 
 def build_model(
@@ -173,7 +170,6 @@ def build_model(
     *,
     hidden: tuple[int, ...] = (200, 200),
     seed: int = 0,
-    convolution: str | None = None,
     dtype: np.dtype | type | str | None = None,
     vocabulary: int | None = None,
 ) -> Model:
@@ -189,7 +185,6 @@ def build_model(
       classes: number of classes, at least 2.
       hidden: widths of the hidden layers, for "mlp" and "mlp_norm".
       seed: of the initial parameters.
-      convolution: "patches" or "native"; by default what is fastest on the backend at hand.
       dtype: of the inputs, where it is known; "char_lstm" takes whole numbers alone.
       vocabulary: number of codes, where inputs are codes of characters or words; "char_lstm", which alone takes such,
         has an embedding of each. By default the 256 of bytes, of which zeros at the end pad a text.
@@ -206,16 +201,13 @@ def build_model(
             raise _validate.InputError(f"{field}: {_validate.shown(sizes)} is no tuple of sizes; give one")
         for size in sizes:
             _validate.whole(field, size)
-    if convolution is not None:
-        _validate.one_of("convolution", convolution, FORMS)
     if vocabulary is not None:
         _validate.whole("vocabulary", vocabulary, least=2)
     _check_inputs(name, tuple(input_shape), None if dtype is None else np.dtype(dtype), vocabulary)
     codes = vocabulary or BYTES
     _refuse_huge(name, tuple(input_shape), classes, tuple(hidden), codes)
-    form = convolution or (fastest_convolution() if name in _CONVOLVING else "native")
     rng = np.random.default_rng(seed)
-    graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), form, rng, codes))
+    graph, state = nnx.split(_module(name, tuple(input_shape), classes, tuple(hidden), rng, codes))
     prepared = _codes if INPUTS[name] == "codes" else _scaled  # codes are no intensities
 
     def logits_fn(params: PyTree, inputs: Array) -> Array:
@@ -237,7 +229,7 @@ class _Undrawn:
 def _refuse_huge(name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], vocabulary: int) -> None:
     """The parameters fit in memory twice, for a client trains a copy of its own."""
     undrawn: Any = _Undrawn()
-    leaves = jax.eval_shape(lambda: nnx.state(_module(name, shape, classes, hidden, "native", undrawn, vocabulary)))
+    leaves = jax.eval_shape(lambda: nnx.state(_module(name, shape, classes, hidden, undrawn, vocabulary)))
     count = sum(leaf.size for leaf in jax.tree.leaves(leaves))
     fix = f"take {'narrower hidden layers' if hidden and name.startswith('mlp') else 'fewer classes or inputs'}"
     _memory.require(f"model {name}: {count:,} parameters for {classes:,} classes need", 8 * count, fix)

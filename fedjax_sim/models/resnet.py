@@ -34,11 +34,11 @@ class Block(nnx.Module):
     """Two 3 x 3 convolutions beside a shortcut; where channels grow, both see the halved image, and the shortcut is
     filled up with zeros (He et al. 2016, option A)."""
 
-    def __init__(self, inputs: int, outputs: int, *, form: str, rng: np.random.Generator):
+    def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator):
         self.grows = outputs - inputs
-        self.conv0 = Conv(inputs, outputs, 3, form=form, rng=rng)
+        self.conv0 = Conv(inputs, outputs, 3, rng=rng)
         self.norm0 = GroupNorm(outputs)
-        self.conv1 = Conv(outputs, outputs, 3, form=form, rng=rng)
+        self.conv1 = Conv(outputs, outputs, 3, rng=rng)
         self.norm1 = GroupNorm(outputs)
 
     def __call__(self, x: Array) -> Array:
@@ -52,11 +52,11 @@ class ResNet(nnx.Module):
     al. 2016, section 4.2, n = 1), with group instead of batch normalisation (Hsieh et al. 2020) and halving by means
     instead of strides; 75,530 parameters on 32 x 32 x 3 and 10 classes."""
 
-    def __init__(self, depth: int, classes: int, *, form: str, rng: np.random.Generator):
-        self.layer0 = Conv(depth, CHANNELS[0], 3, form=form, rng=rng)
+    def __init__(self, depth: int, classes: int, *, rng: np.random.Generator):
+        self.layer0 = Conv(depth, CHANNELS[0], 3, rng=rng)
         self.layer0_norm = GroupNorm(CHANNELS[0])
         for i, channels in enumerate(CHANNELS):
-            setattr(self, f"layer{i + 1}", Block(CHANNELS[max(i - 1, 0)], channels, form=form, rng=rng))
+            setattr(self, f"layer{i + 1}", Block(CHANNELS[max(i - 1, 0)], channels, rng=rng))
         setattr(self, f"layer{len(CHANNELS) + 1}", Dense(CHANNELS[-1], classes, rng=rng))
 
     def __call__(self, x: Array) -> Array:
