@@ -45,9 +45,9 @@ class Setting(NamedTuple):
             return whole._replace(population=6, cohort=3, hidden=tuple(4 for _ in whole.hidden))
         return whole._replace(cohort=min(whole.cohort, 10)) if self.on_cpu and name == "cnn" else whole
 
-    def forms(self, name: str) -> tuple[str | None, ...]:
-        """Forms of convolutions worth measuring."""
-        return (None,) if name != "cnn" else ("patches",) if self.on_cpu else ("patches", "native")
+    def forms(self, name: str) -> tuple[bool | None, ...]:
+        """Values of `rewrite` worth measuring."""
+        return (None,) if name != "cnn" else (True,) if self.on_cpu else (True, False)
 
 
 def median_seconds(call: Callable[[], Any], seconds: float, least: int = 3) -> float:
@@ -123,28 +123,32 @@ def workloads(setting: Setting) -> Measurements:
     for name in setting.workloads:
         for form in setting.forms(name):
             for kind, given in variants(setting).items():
-                title = f"{name}{f', {form}' if form else ''}, {kind} options"
-                yield title, partial(_workload, setting, name, form, kind, given, ceiling)
+                yield f"{name}{_titled(form)}, {kind} options", partial(
+                    _workload, setting, name, form, kind, given, ceiling)  # fmt: skip
 
 
-def _workload(setting: Setting, name: str, form: str | None, kind: str, given: Any, ceiling: dict[str, float]) -> Row:
+def _titled(rewrite: bool | None) -> str:
+    return "" if rewrite is None else ", rewritten" if rewrite else ", as written"
+
+
+def _workload(setting: Setting, name: str, form: bool | None, kind: str, given: Any, ceiling: dict[str, float]) -> Row:
     if not ceiling:
         ceiling |= {"flops": 1e12 * product_rate(setting, "default", jnp.float32), "bytes": 1e9 * bandwidth(setting)}
-    found = rounds(setting, setting.workload(name), form=form, given=given)
+    found = rounds(setting, setting.workload(name), rewrite=form, given=given)
     rate = found["rounds_per_second"]
-    return {"workload": name, "options": kind, "form": form or "", **found,
+    return {"workload": name, "options": kind, "rewrite": form, **found,
             "share_of_peak": found["flops_per_round"] * rate / ceiling["flops"],
             "share_of_bandwidth": found["bytes_per_round"] * rate / ceiling["bytes"]}  # fmt: skip
 
 
 def rounds(
-    setting: Setting, workload: Workload, *, lanes: int | None = None, form: str | None = None, given: Any = None
+    setting: Setting, workload: Workload, *, lanes: int | None = None, rewrite: bool | None = None, given: Any = None
 ) -> Row:
     """Rounds per second of a program of several, and what a round needs: FLOPs, and the bytes of clients' parameters,
     read and written once a step."""
     count = 1 if setting.tiny or workload.model == "cnn" else 5
-    setup = prepare(workload, [setting.device], rounds=count, convolution=form)
-    program, key = make_program(workload, setup.model, [setting.device], lanes), jax.random.key(0)
+    setup, key = prepare(workload, [setting.device], rounds=count), jax.random.key(0)
+    program = make_program(workload, setup.model, [setting.device], lanes, rewrite)
     start = time.perf_counter()
     arguments = jax.device_put((setup.state, setup.population, setup.cohorts, key), setting.device)
     compiled = program.lower(*arguments).compile(compiler_options=given)
@@ -171,8 +175,8 @@ def large(setting: Setting) -> Measurements:
     workload = WORKLOADS["cnn"]._replace(cohort=clients, population=max(clients, 6))
     for form in setting.forms("cnn") if "cnn" in setting.workloads else ():
         for lanes in (2,) if setting.on_cpu else (32, 64, 256):
-            yield f"cnn, {clients} clients, {form}, {lanes} lanes", lambda form=form, lanes=lanes: rounds(
-                setting, workload, lanes=lanes, form=form, given=options(setting.device) or None)  # fmt: skip
+            yield f"cnn, {clients} clients{_titled(form)}, {lanes} lanes", lambda form=form, lanes=lanes: rounds(
+                setting, workload, lanes=lanes, rewrite=form, given=options(setting.device) or None)  # fmt: skip
 
 
 def lanes(setting: Setting) -> Measurements:
@@ -184,7 +188,7 @@ def lanes(setting: Setting) -> Measurements:
             width *= 2 if setting.on_cpu else 4
         for width in sorted(widths)[: 4 if setting.on_cpu else None]:
             yield f"{name}, {width} lanes", lambda workload=workload, width=width: rounds(
-                setting, workload, lanes=width, form=setting.forms(workload.name)[0],
+                setting, workload, lanes=width, rewrite=setting.forms(workload.name)[0],
                 given=options(setting.device) or None)  # fmt: skip
 
 
@@ -199,9 +203,11 @@ def gaps(setting: Setting) -> Measurements:
 def _gaps(setting: Setting, name: str) -> Row:
     """Calls of one round and of several, waited for and not."""
     workload, several = setting.workload(name), 2 if name == "cnn" or setting.tiny else 10
-    setup = prepare(workload, [setting.device], rounds=several, convolution=setting.forms(name)[0])
+    setup = prepare(workload, [setting.device], rounds=several)
     algorithm = fedavg(setup.model.loss_fn, client_tx=optax.sgd(LEARNING_RATE))
-    round_fn = make_round(algorithm, batch_size=workload.batch_size, devices=[setting.device])
+    round_fn = make_round(
+        algorithm, batch_size=workload.batch_size, devices=[setting.device], rewrite=setting.forms(name)[0]
+    )
     simulate, key = make_simulation(round_fn, max_rounds=several), jax.random.key(0)
     held = [setup.state]
 

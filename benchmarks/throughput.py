@@ -83,10 +83,10 @@ def prepare(workload: Workload, devices: list[Any], rounds: int) -> Prepared:
     return Prepared(placed[0], placed[1], placed[2], model, placed[3], federation.source)
 
 
-def make_program(workload: Workload, model: Model, devices: list[Any], lanes: int | None):
+def make_program(workload: Workload, model: Model, devices: list[Any], lanes: int | None, rewrite: bool | None = None):
     """`program(state, population, cohorts [R, C], key) -> state`: R rounds of weighted FedAvg, compiled as one."""
     algorithm = fedavg(model.loss_fn, client_tx=optax.sgd(LEARNING_RATE))
-    round_fn = make_round(algorithm, batch_size=workload.batch_size, lanes=lanes, devices=devices)
+    round_fn = make_round(algorithm, batch_size=workload.batch_size, lanes=lanes, devices=devices, rewrite=rewrite)
 
     @jax.jit
     def program(state: RoundState, population: Population, cohorts: jax.Array, key: jax.Array) -> RoundState:

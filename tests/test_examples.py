@@ -85,8 +85,8 @@ def test_the_noise_is_gaussian_of_its_scale_and_fresh_in_every_step():
 def test_batches_hold_each_example_independently_at_the_rate_stated():
     size, start, steps = 30, 4, 2000
     examples = {"row": jnp.arange(50)}
-    data = LocalData(jnp.int32(0), examples, jnp.int32(start), jnp.int32(size), jnp.int32(1), jnp.int32(1), KEY, B,
-                     alone=True, full_losses=False, poisson=True)  # fmt: skip
+    data = LocalData(jnp.int32(0), examples, jnp.int32(start), jnp.int32(size), jnp.int32(1), KEY, B, (1,),
+                     full_losses=False, poisson=True)  # fmt: skip
     rows, mask = jax.jit(jax.vmap(data.batch))(jnp.arange(steps))
     rows, mask = np.asarray(rows["row"]) - start, np.asarray(mask)
     present = np.zeros((steps, size), int)
@@ -282,7 +282,7 @@ def test_promises_are_kept(name):
     inputs = jnp.ones((9, FEATURES))
 
     def messages(examples):
-        data = LocalData(jnp.int32(0), examples, jnp.int32(0), jnp.int32(9), steps, steps, KEY, B, alone=True,
+        data = LocalData(jnp.int32(0), examples, jnp.int32(0), jnp.int32(9), steps, KEY, B, (1,),
                          full_losses=False)  # fmt: skip
         message, memory, _ = algorithm.client.run(broadcast, algorithm.client.init(params), data, KEY)
         return message, algorithm.client.run(broadcast, memory, data, KEY)[0]

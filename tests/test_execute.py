@@ -85,8 +85,8 @@ def work():
     return {"values": values, "ids": np.arange(ITEMS, dtype=np.int32)}, rng.standard_normal(FEATURES).astype(np.float32)
 
 
-def block(acc, shared, items, present):
-    """Adds up what is present; what empty slots return must be thrown away."""
+def block(acc, shared, items, own, present):
+    """Adds up what is present, and counts in each item's own row; what empty slots return must be thrown away."""
 
     def one(item):
         return {"scaled": item["values"] * shared, "id": item["ids"]}
@@ -94,7 +94,7 @@ def block(acc, shared, items, present):
     outputs = execute.over_lanes(one, items)
     total, count = acc
     weights = present.astype(jnp.float32)
-    return (total + weights @ outputs["scaled"], count + present.sum()), outputs
+    return (total + weights @ outputs["scaled"], count + present.sum()), own + 1 + items["ids"][:, None], outputs
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -103,7 +103,9 @@ def test_fold_equals_a_loop_over_the_items(work, lanes, devices):
     items, shared = work
     run = partial(execute.fold, block, lanes=lanes, devices=jax.devices()[:devices])
     zero = jnp.zeros(FEATURES), jnp.zeros((), jnp.int32)
-    (total, count), outputs = jax.jit(run)(zero, shared, jax.tree.map(jnp.asarray, items), COSTS)
+    items = jax.tree.map(jnp.asarray, items)
+    memory, rows = jnp.arange(18).reshape(9, 2), jnp.asarray([3, 0, 8, 9, 6, 1, 2])  # the fourth's row is not kept
+    (total, count), kept, outputs = jax.jit(run)(zero, memory, shared, items, rows, COSTS)
 
     looped = np.zeros(FEATURES)
     for value in items["values"]:
@@ -112,6 +114,11 @@ def test_fold_equals_a_loop_over_the_items(work, lanes, devices):
     assert_close(total, looped.astype(np.float32))
     assert_equal(outputs["id"], jnp.asarray(items["ids"]))  # in the order of the items, whatever order they ran in
     assert_close(outputs["scaled"], items["values"] * shared)
+    expected = np.arange(18).reshape(9, 2)
+    for item, row in enumerate([3, 0, 8, None, 6, 1, 2]):
+        if row is not None:
+            expected[row] += 1 + item
+    np.testing.assert_array_equal(kept, expected)
 
 
 def test_one_lane_runs_without_a_batch_axis_and_several_with_one(work):
@@ -126,3 +133,23 @@ def test_one_lane_runs_without_a_batch_axis_and_several_with_one(work):
         some = jax.tree.map(lambda x, lanes=lanes: jnp.asarray(x[:lanes]), items)
         assert_close(execute.over_lanes(one, some), some["values"].sum(1))
     assert seen == [False, True]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_memory_is_renewed_in_place(lanes, devices):
+    """Neither a copy of all rows is made nor a stack of the items' new ones."""
+    count, rows, width = 24, 40, 1000
+
+    def add(acc, shared, items, own, present):
+        return acc + (own.sum(1) * present).sum(), jnp.cos(own) + items[:, None], items
+
+    def run(memory, items):
+        given = (jnp.float32(0), memory, (), items, jnp.arange(count) + 10, jnp.ones(count, jnp.int32))
+        return execute.fold(add, *given, lanes=lanes, devices=jax.devices()[:devices])
+
+    given = jnp.zeros((rows, width)), jnp.arange(float(count))
+    compiled = jax.jit(run, donate_argnums=0).lower(*given).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < count / 2 * 4 * width

@@ -21,10 +21,10 @@ from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.client import Message
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.message import Transform
+from fedjax_sim.core.rewrite import quick
 from fedjax_sim.messages import COMPRESSORS, compressed_broadcast, compressed_messages
 from fedjax_sim.models import MODELS, build_model, from_logits
 from fedjax_sim.models.classifiers import INPUTS
-from fedjax_sim.models.layers import FORMS
 from fedjax_sim.privacy import MECHANISMS, GuaranteeWarning, privatize, privatize_examples
 
 CLIENTS, COHORT = 4, 3
@@ -77,19 +77,24 @@ def test_what_has_no_form_there_is_found():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_lower_with_convolutions_in_every_form(name):
+def test_models_lower_as_they_are_written_and_rewritten(name):
     """The gradients of clients with parameters of their own, and the metrics."""
     shape = {"numbers": (5,), "images": (8, 8, 1), "codes": (4,)}[INPUTS[name]]
     batch = {"inputs": shaped(2, *shape, dtype=jnp.uint8), "labels": shaped(2, dtype=jnp.int32)}
-    kinds = {}
-    for form in FORMS:
-        model = build_model(name, shape, CLASSES, hidden=(3, 3), convolution=form)
+    model, kinds = build_model(name, shape, CLASSES, hidden=(3, 3)), {}
 
-        def both(params, batch, key, model=model):
-            step = jax.grad(lambda params, batch: model.loss_fn(params, batch, key).sum())
-            return jax.vmap(step)(params, batch), jax.vmap(model.metric_fn)(params, batch)
+    def gradient(params, batch, key):
+        return jax.grad(lambda params, batch: model.loss_fn(params, batch, key).sum())(params, batch)
 
-        params = jax.eval_shape(lambda model=model: model.params)
+    def step(params, batch, key):
+        return jax.vmap(gradient, (0, 0, None))(params, batch, key)
+
+    for train in (step, quick(step, arranged=False)):
+
+        def both(params, batch, key, train=train):
+            return train(params, batch, key), jax.vmap(model.metric_fn)(params, batch)
+
+        params = jax.eval_shape(lambda: model.params)
         with jax.default_matmul_precision("float32"):
             traced = jax.jit(both).trace(rows(params), rows(batch), KEY)
         kinds[str(traced.jaxpr)] = traced

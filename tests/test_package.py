@@ -106,7 +106,7 @@ def test_cpu_devices_may_be_asked_for_after_the_import():
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("_text", "_validate", "_arrays", "_memory", "_cache"), ("_interrupt",)),
     (("core",), ("core.types",)),
-    (("core.permute",), ("core.devices",), ("core.compile",), ("core.forms", "core.rewrite")),
+    (("core.permute",), ("core.devices",), ("core.compile",), ("core.forms", "core.rewrite"), ("core.lanes",)),
     (("core.client",), ("core.message",), ("core.aggregate",)),
     (("core.server",), ("core.execute",)),
     (("core.algorithm",),),

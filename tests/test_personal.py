@@ -20,9 +20,9 @@ from fedjax_sim.personal import merge, split, train_part
 # Compiling is what takes long here, and what it makes runs for an instant.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FEDERATION = make_federation()
-# Client 0 with 5 local steps, beside a client of 7.
-DATA = LocalData(jnp.int32(0), FEDERATION.population.examples, jnp.int32(0), jnp.int32(9), jnp.int32(5), jnp.int32(7),
-                 KEY, BATCH, alone=False, full_losses=True)  # fmt: skip
+# Client 0 with 5 local steps.
+DATA = LocalData(jnp.int32(0), FEDERATION.population.examples, jnp.int32(0), jnp.int32(9), jnp.int32(5),
+                 KEY, BATCH, (1,), full_losses=True)  # fmt: skip
 N, NAMES = len(SIZES), ("apfl", "ditto", "fedbn", "fedper", "fedrep", "perfedavg", "pfedme")
 
 

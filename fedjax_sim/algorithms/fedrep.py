@@ -53,8 +53,8 @@ def fedrep(
 
     def with_head(model: PyTree, data: LocalData, key: Array) -> tuple[PyTree, Info]:
         if head_steps is not None:
-            steps, trips = (jnp.where(n > 0, head_steps, 0).astype(jnp.int32) for n in (data.steps, data.trips))
-            data = data._replace(steps=steps, trips=trips)
+            steps = jnp.where(data.steps > 0, head_steps, 0).astype(jnp.int32)
+            data = data._replace(steps=steps, widths=data.widths[:1])
         return train_part(loss_fn, client_tx, model, personal, data, jax.random.fold_in(key, 0), own=True)
 
     def run(received: PyTree, head: PyTree, data: LocalData, key: Array) -> tuple[Message, PyTree, Info]:

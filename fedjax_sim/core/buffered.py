@@ -31,7 +31,6 @@ from fedjax_sim.core.round import (
     init,
     make_items,
     measured,
-    renew,
     stage_key,
     trainer,
 )
@@ -168,7 +167,7 @@ def make_buffered_round(
 
         models = latest(state.models, algorithm.server.shown(federation.params, memory)) if mixing else ()
         state = state._replace(broadcasts=latest(state.broadcasts, broadcast), models=models)
-        work = binding.work(cohort.examples, cohort.ids.shape[0], key)
+        work = binding.work(cohort, cohort.ids.shape[0], key)
 
         def keys(stage: int) -> Array:
             def one(version: Array, id: Array) -> Array:
@@ -180,50 +179,50 @@ def make_buffered_round(
         items = items._replace(key=keys(TRAIN), transform_key=keys(TRANSFORM), version=turn.versions)
         train = trainer(algorithm, work)
 
-        def one(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, PyTree]:
-            broadcasts, models, *memories = shared
+        def one(shared: PyTree, own: PyTree, data: LocalData, item: Item) -> tuple[PyTree, PyTree]:
+            broadcasts, models = shared
 
             def of_version(ring: PyTree) -> PyTree:
                 return jax.tree.map(lambda r: r[item.version % r.shape[0]], ring)
 
-            message, rest = train((of_version(broadcasts), *memories), data, item)
+            message, own, measures = train(of_version(broadcasts), own, data, item)
             if mixing:
                 message = message._replace(update=jax.tree.map(jnp.subtract, of_version(models), message.update))
-            return message, rest
+            return (message, measures), own
 
         down, up = exchanged_bits(algorithm, broadcast, algorithm.client.like(broadcast))
-        each, spent = counted_bits("message", up), algorithm.transform.spent
+        each = counted_bits("message", up)
 
         def trained(state: BufferedState) -> BufferedState:
             own = state.federation
-            shared = (state.broadcasts, state.models, own.clients, own.messages)
-            _, (sent, (clients, messages, info)) = run_clients(
-                one, lambda acc, shared, outputs, items: (acc, outputs), (), shared, items, work
+            shared, memory = (state.broadcasts, state.models), (own.clients, own.messages)
+            _, (clients, messages), (sent, (info, spent_bits)) = run_clients(
+                one, lambda acc, shared, outputs, items: (acc, outputs), (), memory, shared, items, work
             )
             slots = jnp.where(items.present & (turn.places >= 0), turn.places, jnp.iinfo(jnp.int32).max)
-            bits = jnp.broadcast_to(each, items.ids.shape) if spent is None else jax.vmap(spent)(messages)
+            fixed = algorithm.transform.spent is None
+            bits = jnp.broadcast_to(each, items.ids.shape) if fixed else spent_bits
             new = Held(sent, items.ids, items.sizes, items.steps, turn.versions, bits, info)
             held = jax.tree.map(lambda h, n: h.at[slots].set(n, mode="drop"), state.held, new)
-            clients, messages = renew((own.clients, own.messages), (clients, messages), items)
             return state._replace(federation=own._replace(clients=clients, messages=messages), held=held)
 
         state = lax.cond(items.present.any(), trained, lambda state: state, state)
         federation, held = state.federation, state.held
         arrivals = _arrivals(held, turn.arrived, number, key)
 
-        def replay(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[()]]:
+        def replay(shared: PyTree, own: PyTree, data: LocalData, item: Item) -> tuple[Message, PyTree, tuple[()]]:
             held, params = shared
             message = jax.tree.map(lambda m: m[item.rows], held)
             update = jax.tree.map(jnp.subtract, params, message.update) if mixing else message.update
             scale = discount(item.version.astype(jnp.float32))
-            return message._replace(update=jax.tree.map(lambda u: u * scale.astype(u.dtype), update)), ()
+            return message._replace(update=jax.tree.map(lambda u: u * scale.astype(u.dtype), update)), own, ()
 
         stage = partial(stage_key, key, number)
         like = jax.tree.map(lambda m: jnp.zeros(m.shape[1:], m.dtype), held.message)
         shared = (held.message, federation.params if mixing else ())
         still = arrivals._replace(steps=jnp.zeros_like(arrivals.steps))
-        aggregate, arrival, _ = collect(
-            replay, algorithm.aggregator, like, shared, still, binding.work(cohort.examples, len(turn.arrived), key),
+        aggregate, arrival, *_ = collect(
+            replay, algorithm.aggregator, like, (), shared, still, binding.work(cohort, len(turn.arrived), key),
             receive_key=stage(RECEIVE), measure_key=stage(MEASURE),
         )  # fmt: skip
         params, server, release, aggregate = conclude(algorithm, federation, memory, aggregate, arrival, stage(RELEASE))

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from fedjax_sim import _validate
+from fedjax_sim.core.lanes import repeat
 from fedjax_sim.core.permute import permuted
 from fedjax_sim.core.types import Array, PyTree, Variables, squared_norm, trained, with_trained
 
@@ -114,10 +114,9 @@ class LocalData(NamedTuple):
     start: Array  # int32[]
     size: Array  # int32[]
     steps: Array  # int32[], local steps of this client
-    trips: Array  # int32[], local steps of the longest client trained beside it
     key: Array
     batch_size: int
-    alone: bool  # no client is trained beside it, hence trips == steps
+    widths: tuple[int, ...]  # of the block that it is trained in, see `lanes.ladder`; (1,) for a client alone
     full_losses: bool  # report losses over all examples instead of the first and last step's
     poisson: bool = False  # batches of examples drawn independently, instead of epochs
 
@@ -152,12 +151,9 @@ class LocalData(NamedTuple):
         """`carry = body(step, carry, batch, mask)` for each local step; those beyond its own change nothing."""
 
         def step(index: Array, carry: PyTree) -> PyTree:
-            new = body(index, carry, *self.batch(index))
-            if self.alone:
-                return new
-            return jax.tree.map(lambda a, b: jnp.where(index < self.steps, a, b), new, carry)
+            return body(index, carry, *self.batch(index))
 
-        return lax.fori_loop(0, self.trips, step, carry)
+        return repeat(step, carry, self.steps, self.widths)
 
 
 def batch_loss(loss_fn: LossFn, model: PyTree, batch: PyTree, mask: Array, key: Array) -> tuple[Array, PyTree]:
@@ -205,7 +201,7 @@ def over_examples(value_fn: Callable[[PyTree, Array, Array], PyTree], data: Loca
 
     shapes = jax.eval_shape(lambda: value_fn(*data.epoch_batch(jnp.int32(0)), key))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total = lax.fori_loop(0, data.epoch_steps(), step, zero)
+    total = repeat(step, zero, data.epoch_steps(), data.widths)
     return jax.tree.map(lambda t: t / jnp.maximum(data.size, 1).astype(t.dtype), total)
 
 

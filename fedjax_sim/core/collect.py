@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim.core import devices, execute, measure
 from fedjax_sim.core.aggregate import Aggregator
 from fedjax_sim.core.client import LocalData, Message
+from fedjax_sim.core.lanes import ladder
 from fedjax_sim.core.rewrite import suited
 from fedjax_sim.core.types import Array, PyTree, squared_norm, trained
 
@@ -39,6 +40,7 @@ class Work(NamedTuple):
     wrap: Callable[[Array], Array]  # makes a key of its data
     poisson: bool = False
     rewrite: bool | None = None  # as of `make_round`
+    equal: bool = False  # whether all clients that are present do equally many local steps
 
 
 class Arrival(NamedTuple):
@@ -52,40 +54,54 @@ class Arrival(NamedTuple):
     effective_clients: Array  # []
 
 
-def local_data(item: Item, examples: PyTree, trips: Array, work: Work) -> LocalData:
-    """One client's data, as if others were trained beside it."""
-    return LocalData(item.ids, examples, item.starts, item.sizes, item.steps, trips, work.wrap(item.key),
-                     work.batch_size, alone=False, full_losses=work.full_losses, poisson=work.poisson)  # fmt: skip
+def local_data(item: Item, examples: PyTree, lanes: int, work: Work) -> LocalData:
+    """One client's data, in a block of so many lanes."""
+    widths = (lanes,) if work.equal else ladder(lanes)
+    return LocalData(item.ids, examples, item.starts, item.sizes, item.steps, work.wrap(item.key), work.batch_size,
+                     widths, full_losses=work.full_losses, poisson=work.poisson)  # fmt: skip
+
+
+def only(filled: Array, items: Item) -> Item:
+    """`items` of a block, where those of slots that hold none have nothing to do."""
+    steps, sizes = (jnp.where(filled, counts, 0) for counts in (items.steps, items.sizes))
+    return items._replace(present=items.present & filled, steps=steps, sizes=sizes)
 
 
 def run_clients(
-    function: Callable[[PyTree, LocalData, Item], PyTree],
+    function: Callable[[PyTree, PyTree, LocalData, Item], tuple[PyTree, PyTree]],
     gather: Callable[[PyTree, PyTree, PyTree, Item], tuple[PyTree, PyTree]],
     zero: PyTree,
+    memory: PyTree,
     shared: PyTree,
     items: Item,
     work: Work,
     place: Callable[[PyTree], PyTree] = lambda kept: kept,
-) -> tuple[PyTree, PyTree]:
-    """`function(shared, data, item)` of every client, and a fold over what blocks of them return.
+) -> tuple[PyTree, PyTree, PyTree]:
+    """`function(shared, own, data, item) -> (outputs, own)` of every client, and a fold over what blocks return.
 
-    `gather(acc, shared, outputs [L, ...], items) -> (acc, kept [L, ...])`. Returns the accumulator, and what was kept,
-    in the cohort's order and where `place` puts it (see `execute.fold`).
+    `own` is the client's row of `memory`, arrays [N, ...]; who is absent keeps the old one. `gather(acc, shared,
+    outputs [L, ...], items) -> (acc, kept [L, ...])`. Returns the accumulator, the memory, and what was kept, in the
+    cohort's order and where `place` puts it (see `execute.fold`).
     """
 
-    def block(acc: PyTree, shared: PyTree, items: Item, filled: Array) -> tuple[PyTree, PyTree]:
-        own, examples = shared
-        items = items._replace(present=items.present & filled, steps=jnp.where(filled, items.steps, 0))
-        trips, alone = items.steps.max(), items.steps.shape[0] == 1
+    def block(acc: PyTree, shared: PyTree, items: Item, own: PyTree, filled: Array) -> tuple[PyTree, PyTree, PyTree]:
+        known, examples = shared
+        items = only(filled, items)
 
-        def one(item: Item) -> PyTree:
-            return function(own, local_data(item, examples, trips, work)._replace(alone=alone), item)
+        def one(lane: tuple[Item, PyTree]) -> tuple[PyTree, PyTree]:
+            item, own = lane
+            return function(known, own, local_data(item, examples, filled.shape[0], work), item)
 
         train = suited(partial(execute.over_lanes, one), work.devices, work.rewrite)
-        return gather(acc, own, train(items), items)
+        outputs, own = train((items, own))
+        acc, kept = gather(acc, known, outputs, items)
+        return acc, own, kept
 
-    shared = (shared, work.examples)
-    return execute.fold(block, zero, shared, items, items.steps, lanes=work.lanes, devices=work.devices, place=place)
+    rows = jnp.where(items.present, items.rows, jnp.iinfo(jnp.int32).max)
+    return execute.fold(
+        block, zero, memory, (shared, work.examples), items, rows, items.steps,
+        lanes=work.lanes, devices=work.devices, place=place,
+    )  # fmt: skip
 
 
 class _Received(NamedTuple):
@@ -96,22 +112,24 @@ class _Received(NamedTuple):
 
 
 def collect(
-    produce: Callable[[PyTree, LocalData, Item], tuple[Message, PyTree]],
+    produce: Callable[[PyTree, PyTree, LocalData, Item], tuple[Message, PyTree, PyTree]],
     aggregator: Aggregator,
     like: Message,
+    memory: PyTree,
     shared: PyTree,
     items: Item,
     work: Work,
     *,
     receive_key: Array,
     measure_key: Array,
-) -> tuple[Message, Arrival, PyTree]:
+) -> tuple[Message, Arrival, PyTree, PyTree]:
     """Has every client of the cohort produce a message, and aggregates them.
 
     Args:
-      produce: `(shared, data, item) -> (message, outputs)`, of one client.
+      produce: `(shared, own, data, item) -> (message, own, outputs)`, of one client.
       aggregator: what combines the messages.
       like: zeros, shaped like one message.
+      memory: arrays [N, ...], of which `own` is the client's row.
       shared: what every client sees whole.
       items: the cohort.
       work: where and how.
@@ -119,7 +137,7 @@ def collect(
       measure_key: of this round's sketches.
 
     Returns:
-      The aggregate, what was measured on arrival, and the clients' outputs in the cohort's order.
+      The aggregate, what was measured on arrival, the memory, and the clients' outputs in the cohort's order.
     """
     signs = () if aggregator.whole else measure.random_signs(measure_key, trained(like.update))
 
@@ -152,10 +170,13 @@ def collect(
         return (devices.split_entries(kept[0], work.devices), kept[1]) if aggregator.whole else kept
 
     start, everything = aggregator.init(like), (shared, signs, jax.random.key_data(receive_key))
-    acc, (found, outputs) = run_clients(
-        lambda shared, data, item: produce(shared[0], data, item),
-        gather, () if aggregator.whole else start, everything, items, work, place,
-    )  # fmt: skip
+
+    def one(shared: PyTree, own: PyTree, data: LocalData, item: Item) -> tuple[PyTree, PyTree]:
+        message, own, outputs = produce(shared[0], own, data, item)
+        return (message, outputs), own
+
+    zero = () if aggregator.whole else start
+    acc, memory, (found, outputs) = run_clients(one, gather, zero, memory, everything, items, work, place)
     if aggregator.whole:
         found = devices.split_entries(found, work.devices)
         acc, found = arrive(start, everything[1], everything[2], found, items)
@@ -165,7 +186,7 @@ def collect(
     cosines = measure.cosines(found.seen, seen(trained(aggregate.update), signs))
     if aggregator.whole:
         aggregate = devices.gather_entries(aggregate, work.devices)
-    return aggregate, _measured(found, trained(aggregate.update), cosines), outputs
+    return aggregate, _measured(found, trained(aggregate.update), cosines), memory, outputs
 
 
 def _measured(received: _Received, aggregate: PyTree, cosines: Array) -> Arrival:

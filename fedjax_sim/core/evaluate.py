@@ -12,7 +12,7 @@ from fedjax_sim import _validate
 from fedjax_sim.core import execute
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import planned_steps
-from fedjax_sim.core.collect import Item, Work, local_data
+from fedjax_sim.core.collect import Item, Work, local_data, only
 from fedjax_sim.core.rewrite import suited
 from fedjax_sim.core.round import ADAPT, as_key, default_lanes, make_items, stage_key, wrapper
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
@@ -126,7 +126,7 @@ def make_client_evaluation(
         adapt_key = stage_key(key, state.round, ADAPT)
         items = make_items(cohort, plan, adapt_key, adapt_key)
         work = Work(cohort.examples, batch_size, False, lanes or default_lanes(cohort.ids.shape[0], where), where,
-                    wrapper(key))  # fmt: skip
+                    wrapper(key), equal=local_steps is not None)  # fmt: skip
         sizes = jnp.where(cohort.ids >= 0, tests.sizes, 0)
         shared = (algorithm.server.broadcast(state.params, state.server), state.params, state.clients, cohort.examples,
                   tests.examples)  # fmt: skip
@@ -144,22 +144,24 @@ def make_client_evaluation(
             sums = lax.fori_loop(0, -(-size // batch_size), batch, zero)
             return {name: value / jnp.maximum(size, 1) for name, value in sums.items()}
 
-        def block(acc: PyTree, shared: PyTree, lanes: Any, filled: Array) -> tuple[PyTree, PyTree]:
+        def block(acc: PyTree, shared: PyTree, lanes: Any, own: PyTree, filled: Array) -> tuple[PyTree, PyTree, PyTree]:
             broadcast, params, clients, examples, test_examples = shared
-            trips = jnp.where(filled, lanes[0].steps, 0).max()
+            lanes = (only(filled, lanes[0]), *lanes[1:])
 
             def one(lane: tuple[Item, Array, Array]) -> tuple[PyTree, PyTree]:
                 item, start, size = lane
-                own = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), clients)
-                data = local_data(item, examples, trips, work)
+                own = execute.rows_of(clients, item.rows)
+                data = local_data(item, examples, filled.shape[0], work)
                 model = personal(broadcast, own, data, data.key)
                 return test(params, test_examples, start, size), test(model, test_examples, start, size)
 
-            return acc, suited(partial(execute.over_lanes, one), where)(lanes)
+            return acc, own, suited(partial(execute.over_lanes, one), where)(lanes)
 
         costs = items.steps + -(-sizes // batch_size)
         lanes_of = (items, tests.starts, sizes)
-        _, (before, after) = execute.fold(block, (), shared, lanes_of, costs, lanes=work.lanes, devices=where)
+        _, _, (before, after) = execute.fold(
+            block, (), (), shared, lanes_of, items.rows, costs, lanes=work.lanes, devices=where
+        )
         return ClientScores(sizes, before, after)
 
     return evaluate

@@ -53,62 +53,96 @@ def over_lanes(function: Callable[..., PyTree], items: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], items)))
 
 
+def rows_of(memory: PyTree, rows: Array) -> PyTree:
+    """These rows of arrays [N, ...]; some other where there is none of that number."""
+    return jax.tree.map(lambda m: m.at[rows].get(mode="clip"), memory)
+
+
+def with_rows(memory: PyTree, rows: Array, new: PyTree) -> PyTree:
+    """`memory` with these rows replaced, those aside of which there is none."""
+    return jax.tree.map(lambda m, n: m.at[rows].set(n, mode="drop"), memory, new)
+
+
 def fold(
-    block: Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree]],
+    block: Callable[[PyTree, PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree, PyTree]],
     zero: PyTree,
+    memory: PyTree,
     shared: PyTree,
     items: PyTree,
+    rows: Array,
     costs: Array,
     *,
     lanes: int,
     devices: Sequence[Any],
     place: Callable[[PyTree], PyTree] = lambda outputs: outputs,
-) -> tuple[PyTree, PyTree]:
+) -> tuple[PyTree, PyTree, PyTree]:
     """Folds `block` over all items.
 
     Args:
-      block: `(acc, shared, items [L, ...], present bool[L]) -> (acc, outputs [L, ...])`. Slots that hold no item repeat
-        some item, with `present` False.
+      block: `(acc, shared, items [L, ...], own [L, ...], present bool[L]) -> (acc, own, outputs [L, ...])`. Slots that
+        hold no item repeat some item, with `present` False.
       zero: the accumulator at the start, zeros; the devices' accumulators are added.
+      memory: arrays [N, ...], of which each item has a row of its own; `()` for none. Blocks are handed the rows of
+        their items, and those that they return are put in place at once.
       shared: what every device sees whole.
       items: arrays [C, ...].
+      rows: int32[C], where each item's row is, no two alike; one beyond the last for an item whose row is not kept.
       costs: int32[C], what decides order and balance.
       lanes: items run at once on a device.
       devices: where; the first alone, and no communication, if there is one.
       place: where outputs [slots, ...], split over the devices by their slots, go before they are put in order.
 
     Returns:
-      The accumulator, and the outputs in the order of `items`, [C, ...].
+      The accumulator, the memory, and the outputs in the order of `items`, [C, ...].
     """
     count = costs.shape[0]
     slots = schedule(costs, lanes, len(devices))
+    places = rows.at[slots].get(mode="fill", fill_value=jnp.iinfo(jnp.int32).max)
 
-    def on_device(acc: PyTree, shared: PyTree, items: PyTree, slots: Array) -> tuple[PyTree, PyTree]:
-        def look_up(slot: Array) -> tuple[PyTree, Array]:
-            return jax.tree.map(lambda x: x.at[slot].get(mode="clip"), items), slot < count
+    def on_device(
+        acc: PyTree, memory: PyTree, shared: PyTree, items: PyTree, slots: Array, places: Array
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        def look_up(memory: PyTree, turn: tuple[Array, Array]) -> tuple[PyTree, PyTree, Array]:
+            slot, place = turn
+            return rows_of(items, slot), rows_of(memory, place), slot < count
 
-        # Each step looks up the items of the next one: what a loop carries is written out, while a look-up in its own
-        # step would be fused into whatever uses it, and be done again for every entry of every array.
-        def step(carry: tuple[PyTree, PyTree], following: Array) -> tuple[PyTree, PyTree]:
-            acc, (chosen, filled) = carry
-            acc, outputs = block(acc, shared, chosen, filled)
-            return (acc, look_up(following)), outputs
+        # Each step looks up what the next one needs: what a loop carries is written out, while a look-up in its own
+        # step would be fused into whatever uses it, be done again for every entry of every array, and where it reads
+        # the memory that the step writes, have all of that copied first.
+        def step(carry: tuple[PyTree, ...], turn: tuple[Array, tuple[Array, Array]]) -> tuple[PyTree, PyTree]:
+            (acc, memory, (chosen, own, filled)), (place, following) = carry, turn
+            acc, own, outputs = block(acc, shared, chosen, own, filled)
+            memory = with_rows(memory, place, own)
+            return (acc, memory, look_up(memory, following)), outputs
 
-        (acc, _), outputs = lax.scan(step, (acc, look_up(slots[0, 0])), jnp.roll(slots[0], -1, axis=0))
-        return acc, outputs
+        turns = slots[0], places[0]
+        following = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), turns)
+        first = look_up(memory, jax.tree.map(lambda x: x[0], turns))
+        (acc, memory, _), outputs = lax.scan(step, (acc, memory, first), (places[0], following))
+        return acc, memory, outputs
 
     if len(devices) == 1:
-        acc, outputs = on_device(zero, shared, items, slots)
+        acc, memory, outputs = on_device(zero, memory, shared, items, slots, places)
     else:
 
-        def shard(acc: PyTree, shared: PyTree, items: PyTree, slots: Array) -> tuple[PyTree, PyTree]:
-            acc, outputs = on_device(acc, shared, items, slots)
-            return lax.psum(acc, AXIS), outputs
+        def exchange(memory: PyTree, place: Array) -> tuple[PyTree, None]:
+            """What the devices' blocks of one turn have left in their own copies is put into all."""
+            found = lax.all_gather((place, rows_of(memory, place)), AXIS, tiled=True)
+            return with_rows(memory, *found), None
 
-        specs = (_REPLICATED, _REPLICATED, _REPLICATED, _SPLIT)
+        def shard(
+            acc: PyTree, memory: PyTree, shared: PyTree, items: PyTree, slots: Array, places: Array
+        ) -> tuple[PyTree, PyTree, PyTree]:
+            acc, memory, outputs = on_device(acc, memory, shared, items, slots, places)
+            if jax.tree.leaves(memory):  # block by block, for all rows at once would be as large as the cohort
+                memory, _ = lax.scan(exchange, memory, places[0])
+            return lax.psum(acc, AXIS), memory, outputs
+
+        specs = (_REPLICATED, _REPLICATED, _REPLICATED, _REPLICATED, _SPLIT, _SPLIT)
+        out_specs = (_REPLICATED, _REPLICATED, _SPLIT)
         # unchecked, for what a client starts from (zeros, optimizer states) is not marked as varying over devices
-        run = jax.shard_map(shard, mesh=mesh(devices), in_specs=specs, out_specs=(_REPLICATED, _SPLIT), check_vma=False)
-        acc, outputs = run(zero, shared, items, slots)
+        run = jax.shard_map(shard, mesh=mesh(devices), in_specs=specs, out_specs=out_specs, check_vma=False)
+        acc, memory, outputs = run(zero, memory, shared, items, slots, places)
     flat = place(jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), outputs))
     where = jnp.zeros(count, jnp.int32).at[slots.reshape(-1)].set(jnp.arange(slots.size, dtype=jnp.int32), mode="drop")
-    return acc, jax.tree.map(lambda x: x[where], flat)
+    return acc, memory, jax.tree.map(lambda x: x[where], flat)

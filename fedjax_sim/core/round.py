@@ -121,7 +121,7 @@ class Binding(NamedTuple):
     """Checked settings of local work and hardware."""
 
     plan: Callable[[Array], Array]  # sizes -> local steps
-    work: Callable[[PyTree, int, Array], Work]  # (examples, slots, key) -> how a cohort of so many slots is run
+    work: Callable[[Cohort, int, Array], Work]  # (cohort, slots, key) -> how so many of its slots are run
 
 
 def bind(
@@ -143,11 +143,12 @@ def bind(
     if rewrite not in (None, True, False):
         raise _validate.InputError(f"rewrite: {_validate.shown(rewrite)} is neither True nor False; give one, or None")
 
-    def work(examples: PyTree, slots: int, key: Array) -> Work:
+    def work(cohort: Cohort, slots: int, key: Array) -> Work:
         where = list(devices) if devices is not None else jax.local_devices()[:1]
         width = lanes or default_lanes(slots, where)
-        return Work(examples, batch_size, client_losses == "examples", width, where, wrapper(key),
-                    poisson=local_sampling == "poisson", rewrite=rewrite)  # fmt: skip
+        return Work(cohort.examples, batch_size, client_losses == "examples", width, where, wrapper(key),
+                    poisson=local_sampling == "poisson", rewrite=rewrite,
+                    equal=local_steps is not None and cohort.most_steps is None)  # fmt: skip
 
     plan = partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps)
     return Binding(plan, work)
@@ -197,7 +198,7 @@ def make_round(
         cohort, key = jax.tree.map(jnp.asarray, cohort), as_key(key)
         stage = partial(stage_key, key, state.round)
         items = make_items(cohort, binding.plan, stage(TRAIN), stage(TRANSFORM))
-        work = binding.work(cohort.examples, cohort.ids.shape[0], key)
+        work = binding.work(cohort, cohort.ids.shape[0], key)
         gather = partial(collect, work=work, receive_key=stage(RECEIVE), measure_key=stage(MEASURE))
 
         memory, question = state.server, ()
@@ -205,40 +206,33 @@ def make_round(
             memory, question = _survey(algorithm, algorithm.survey, state, items, stage(SURVEY), gather)
         broadcast = algorithm.server.broadcast(state.params, memory)
         message = _message(algorithm, state.params, memory)
-        shared = (broadcast, state.clients, state.messages)
-        train = trainer(algorithm, work)
-        aggregate, arrival, (clients, messages, info) = gather(train, algorithm.aggregator, message, shared, items)
+        train, own = trainer(algorithm, work), (state.clients, state.messages)
+        found = gather(train, algorithm.aggregator, message, own, broadcast, items)
+        aggregate, arrival, (clients, messages), (info, spent_bits) = found
 
         params, server, release, aggregate = conclude(algorithm, state, memory, aggregate, arrival, stage(RELEASE))
-        clients, kept = renew((state.clients, state.messages), (clients, messages), items)
-        new_state = RoundState(state.round + 1, params, server, clients, kept, release)
+        new_state = RoundState(state.round + 1, params, server, clients, messages, release)
         downlink, uplink = exchanged_bits(algorithm, broadcast, message, question)
-        spent = algorithm.transform.spent
         each = counted_bits("message", uplink)
-        bits = each if spent is None else jax.vmap(spent)(messages)
+        bits = each if algorithm.transform.spent is None else spent_bits
         metrics = measured(algorithm, new_state, items, info, aggregate, arrival, (downlink, bits))
         return new_state, metrics
 
     return round_fn
 
 
-def trainer(algorithm: Algorithm, work: Work) -> Callable[..., tuple[Message, tuple[PyTree, PyTree, Info]]]:
-    """`train((broadcast, clients, messages), data, item)`: one client's transformed message, and what it remembers."""
+def trainer(algorithm: Algorithm, work: Work) -> Callable[..., tuple[Message, PyTree, tuple[Info, PyTree]]]:
+    """`train(broadcast, (own, kept), data, item) -> (message, (own, kept), (info, bits))`: one client's transformed
+    message, what it and the transform remember, and the bits of the message, () where they depend on shapes alone."""
+    spent = algorithm.transform.spent
 
-    def train(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[PyTree, PyTree, Info]]:
-        broadcast, clients, messages = shared
-        own, kept = jax.tree.map(lambda m: m.at[item.rows].get(mode="clip"), (clients, messages))
-        sent, own, info = algorithm.client.run(broadcast, own, data, data.key)
+    def train(broadcast: PyTree, own: PyTree, data: LocalData, item: Item) -> tuple[Message, PyTree, Any]:
+        memory, kept = own
+        sent, memory, info = algorithm.client.run(broadcast, memory, data, data.key)
         sent, kept = algorithm.transform.update(sent, kept, work.wrap(item.transform_key))
-        return sent, (own, kept, info)
+        return sent, (memory, kept), (info, () if spent is None else spent(kept))
 
     return train
-
-
-def renew(old: PyTree, new: PyTree, items: Item) -> PyTree:
-    """Per-client memory with the cohort's rows replaced; who is absent keeps the old one."""
-    slots = jnp.where(items.present, items.rows, jnp.iinfo(jnp.int32).max)
-    return jax.tree.map(lambda o, n: o.at[slots].set(n, mode="drop"), old, new)
 
 
 def conclude(
@@ -322,8 +316,9 @@ def _survey(
     question = algorithm.server.broadcast(state.params, state.server)
     like = jax.tree.map(jnp.zeros_like, survey.like(question))
 
-    def answer(shared: PyTree, data: LocalData, item: Item) -> tuple[Message, tuple[()]]:
-        return survey.ask(shared, data, data.key), ()
+    def answer(shared: PyTree, own: PyTree, data: LocalData, item: Item) -> tuple[Message, PyTree, tuple[()]]:
+        return survey.ask(shared, data, data.key), own, ()
 
-    told, _, _ = gather(answer, survey.aggregator, like, question, items._replace(key=client_keys(key, items.ids)))
+    items = items._replace(key=client_keys(key, items.ids))
+    told, *_ = gather(answer, survey.aggregator, like, (), question, items)
     return survey.tell(state.server, told), question
