@@ -19,7 +19,7 @@ from fedjax_sim.attacks import MESSAGE_ATTACKS, Attack, attacked
 
 N = len(SIZES)
 COHORTS = jnp.asarray([[0, 3, 4], [5, 1, 3], [2, 4, 0], [3, 1, 2]], jnp.int32)
-KEY = jax.random.key(7)
+KEY, OTHER_KEY = jax.random.key(7), jax.random.key(1)
 
 
 def logits(params, inputs):
@@ -144,7 +144,7 @@ def together(name, federation):
         state = fs.init(algorithm, federation.params, N)
         return jax.lax.scan(lambda s, ids: round_fn(s, fs.select(population, ids), key), state, cohorts)
 
-    keys = jnp.stack([KEY, jax.random.key(1), KEY])
+    keys = jnp.stack([KEY, OTHER_KEY, KEY])
     changed = {option: value / 2 if value else 0.1 for option, value in traced_options(name).items()}
     changed |= {"seed": 1} if "seed" in changed else {}
     options = {option: jnp.array([value, value, changed[option]]) for option, value in traced_options(name).items()}
@@ -166,7 +166,7 @@ def test_everything_at_once_equals_a_loop_of_rounds(together, setup, federation)
         np.testing.assert_allclose(getattr(history, field)[-1], expected, atol=1e-5, rtol=1e-5, err_msg=field)
     state = states[0]
     for ids in COHORTS:
-        state, _ = jitted(state, fs.select(federation.population, ids), arguments[1][1])
+        state, _ = jitted(state, fs.select(federation.population, ids), OTHER_KEY)
     assert_close(jax.tree.map(lambda x: x[1], found[0]), state, atol=1e-5)
     models = np.concatenate([np.asarray(x).reshape(3, -1) for x in jax.tree.leaves(found[0].params)], axis=1)
     assert np.isfinite(models).all()
