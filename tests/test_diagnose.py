@@ -89,20 +89,22 @@ def test_runs_on_other_data_are_other_runs(tmp_path):
     assert len((tmp_path / FILE).read_text().splitlines()) == 2
 
 
-def test_runs_that_are_not_swept_are_trained_by_themselves(tmp_path):
-    world = World(quick("heterogeneity.drift=concept", "heterogeneity.drift_round=6", "training.rounds=6"))
+ON_DISK = ("algorithm.name=scaffold", "execution.client_memory=disk")  # which is trained by itself
+
+
+@pytest.mark.parametrize("kept", [(), ON_DISK], ids=["as one", "by itself"])
+def test_data_that_change_are_trained_as_in_a_run(tmp_path, kept):
+    settings = ("heterogeneity.drift=concept", "heterogeneity.drift_round=4", "training.rounds=6", *kept)
     lab = laboratory(tmp_path)
-    course = lab.train([world], [0])[0][0]
-    assert lab.compiled == 0
-    run = trained(tmp_path / "run", *QUICK, "heterogeneity.drift=concept", "heterogeneity.drift_round=6",
-                  "training.rounds=6")  # fmt: skip
+    course = lab.train([World(quick(*settings))], [0])[0][0]
+    assert lab.compiled == (not kept)
+    run = trained(tmp_path / "run", *QUICK, *settings)
     tested = [row["test_accuracy"] for row in run.rows if row["test_accuracy"] is not None]
     assert course.accuracy == pytest.approx(tested, abs=3e-3)
 
 
 def test_a_run_that_diverges_by_itself_has_a_course_to_the_end(tmp_path):
-    broken = quick("heterogeneity.drift=concept", "heterogeneity.drift_round=6", "attack.name=nan_sender",
-                   "attack.fraction=0.5")  # fmt: skip
+    broken = quick(*ON_DISK, "attack.name=nan_sender", "attack.fraction=0.5")
     course = laboratory(tmp_path).train([World(broken)], [0])[0][0]
     assert course.rounds == [3, 6, 9, 12]
     assert course.accuracy == [0.0] * 4

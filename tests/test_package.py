@@ -221,6 +221,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.record",
             "experiment.covered",
             "experiment.build",
+            "experiment.plan",
             "experiment.drive",
             "experiment.clients",
             "experiment.checkpoint",

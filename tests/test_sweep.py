@@ -16,11 +16,13 @@ from runs import QUICK
 
 from fedjax_sim import InputError
 from fedjax_sim.core.many import make_many
-from fedjax_sim.experiment import study, swept
+from fedjax_sim.data import Phase
+from fedjax_sim.experiment import plan, study, swept
 from fedjax_sim.experiment import trials as of_trials
 from fedjax_sim.experiment import tune as of_tune
 from fedjax_sim.experiment.build import build
 from fedjax_sim.experiment.config import load_config, to_toml
+from fedjax_sim.experiment.history import read_history
 from fedjax_sim.experiment.run import run
 from fedjax_sim.experiment.space import Choice, Range, grid, parse_space, sample
 from fedjax_sim.experiment.sweep import Done, over_seeds, sweep, table
@@ -124,7 +126,7 @@ def test_several_federations_lie_in_one_program() -> None:
     cut = int(grounds[1].data.offsets[-2])  # without its last client
     fewer = {field: array[:cut] for field, array in grounds[1].data.examples.items()}
     small = grounds[1].data._replace(examples=fewer, offsets=np.minimum(grounds[1].data.offsets, cut))
-    grounds[1] = grounds[1]._replace(data=small)
+    grounds[1] = grounds[1]._replace(phases=(Phase(0, small),))
     trials = [{"training.seed": 3, "algorithm.learning_rate": 0.1}] * 3
     losses = []
     for ground in grounds:
@@ -147,19 +149,37 @@ def test_under_privacy_every_setting_is_a_group_of_its_own() -> None:
     assert [len(group.places) for group in grouped(base, trials)] == [1] * 4
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (("heterogeneity.drift=concept", "heterogeneity.drift_round=3"), ("heterogeneity.drift", "leave it out")),
-        (("network.profiles=constant", "network.policy=asynchronous"), ("network.policy", "stale")),
-        (("training.adapt_steps=adacomm",), ("training.adapt_steps",)),
-    ],
-)
-def test_what_cannot_be_swept_is_one_line(overrides: tuple[str, ...], words: tuple[str, ...]) -> None:
-    experiment = build(config(*overrides))
-    with pytest.raises(InputError) as error:
-        Program(experiment, (), DEVICES, slots=1, grounds=[own_ground(experiment)])
-    one_line(error, *words)
+CHANGING = {
+    "data that change": ("heterogeneity.drift=prior", "heterogeneity.drift_round=3"),
+    "late messages that count": ("network.profiles=lognormal", "network.policy=deadline", "network.late=stale",
+                                 "network.deadline_seconds=30", "heterogeneity.drift=concept",
+                                 "heterogeneity.drift_round=3"),
+    "no rounds": ("network.profiles=lognormal", "network.policy=asynchronous", "network.mixing=true"),
+    "steps that follow the loss": ("training.adapt_steps=adacomm", "training.adapt_every=1",
+                                   "training.local_epochs=4", "algorithm.name=scaffold"),
+    "and a clock": ("training.adapt_steps=adacomm", "training.adapt_every=3", "training.local_epochs=4",
+                    "network.profiles=lognormal", "network.dropout=0.2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", CHANGING.values(), ids=CHANGING)
+def test_runs_that_change_on_the_way_are_swept_as_they_run_alone(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    base = config(*overrides, "training.rounds=6", "training.evaluate_every=2")
+    trials = over_seeds(grid(parse_space(["algorithm.learning_rate=0.02,0.3"])), 1, 2)
+    assert len(grouped(base, trials)) == 1
+    results = sweep(base, trials, tmp_path / "sweep", DEVICES)
+    for place in (0, 3):
+        alone = run(with_settings(base, {**trials[place], "output.folder": str(tmp_path / f"alone{place}")}))
+        rows = read_history(Path(alone.folder) / "history.jsonl")
+        tested = [row for row in rows if row["test_loss"] is not None]
+        found = results[place]
+        assert found.rounds == [row["round"] for row in tested] == [2, 4, 6]
+        assert found.loss == pytest.approx([row["test_loss"] for row in tested], rel=1e-4)
+        assert found.accuracy == pytest.approx([row["test_accuracy"] for row in tested], abs=3e-3)
+        assert found.sent_bits == alone.uplink_bits + alone.downlink_bits
+        assert found.seconds == pytest.approx(alone.simulated_seconds or 0.0, rel=1e-6)
+        if "training.adapt_steps=adacomm" in overrides:
+            assert len({row.get("most_steps") for row in rows}) > 1
 
 
 RATES = {"algorithm.learning_rate": 0.1}
@@ -319,8 +339,8 @@ def test_a_sweep_goes_on_where_all_that_is_left_does_not_depend_on_a_setting(tmp
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
     traced: list[int] = []
-    make_round = of_trials.make_round
-    monkeypatch.setattr(of_trials, "make_round", lambda *args, **how: traced.append(1) or make_round(*args, **how))
+    make_round = plan.make_round
+    monkeypatch.setattr(plan, "make_round", lambda *args, **how: traced.append(1) or make_round(*args, **how))
     program, counts = Program(build(config()), (), DEVICES[:devices], slots=2), []
     for seed in (0, 1):
         program.load([{"training.seed": seed}])

@@ -1,7 +1,6 @@
 """Many rounds as one compiled program."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -33,6 +32,56 @@ def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
     return permuted(key, jnp.int32(num_clients), positions, passes=passes, unroll=False)
 
 
+def make_rounds(
+    round_fn: Callable[..., tuple[Any, RoundMetrics]], *, cohort_size: int | None = None, max_rounds: int
+) -> Callable[..., tuple[Any, RoundMetrics]]:
+    """Up to `max_rounds` rounds as one function, not jitted yet.
+
+    Args:
+      round_fn: as in `make_simulation`, like the rest.
+      cohort_size: `C`.
+      max_rounds: `R`.
+
+    Returns:
+      `rounds_fn(state, source, key, rounds, (cohorts, most_steps, turns), first) -> (state, metrics)`, whose arguments
+      are those of `simulate`.
+    """
+
+    @jax.jit  # so that asking for its shapes and looping over it trace it once
+    def one_round(state: Any, population: Source, key: Array, tables: _Tables, row: Array) -> tuple[Any, RoundMetrics]:
+        cohorts, most_steps, turn = jax.tree.map(lambda table: table[row], tables)
+        if isinstance(population, Cohort):
+            *indices, examples, most = population
+            ids, starts, sizes, rows = (array[row] for array in indices)
+            cohort = Cohort(ids, starts, sizes, rows, examples, None if most is None else most[row])
+        elif cohorts is not None:
+            cohort = select(population, cohorts)._replace(most_steps=most_steps)
+        else:
+            drawing = stage_key(key, state.round, SAMPLE)
+            cohort = select(population, sample_uniform(drawing, clients_in(population), cohort_size or 0))
+        return round_fn(state, cohort, key) if turn is None else round_fn(state, cohort, turn, key)
+
+    def program(
+        state: Any,
+        population: Source,
+        key: Array,
+        rounds: Array | int,
+        tables: _Tables,
+        first: Array | int,
+    ) -> tuple[Any, RoundMetrics]:
+        shapes = jax.eval_shape(one_round, state, population, key, tables, jnp.int32(0))[1]
+        history = jax.tree.map(lambda s: jnp.zeros((max_rounds, *s.shape), s.dtype), shapes)
+
+        def body(i: Array, carry: tuple[Any, RoundMetrics]) -> tuple[Any, RoundMetrics]:
+            state, history = carry
+            state, metrics = one_round(state, population, key, tables, i + first)
+            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
+
+        return lax.fori_loop(0, rounds, body, (state, history))
+
+    return program
+
+
 def make_simulation(
     round_fn: Callable[..., tuple[Any, RoundMetrics]], *, cohort_size: int | None = None, max_rounds: int
 ) -> Callable[..., tuple[Any, RoundMetrics]]:
@@ -55,39 +104,8 @@ def make_simulation(
     _validate.whole("max_rounds", max_rounds)
     if cohort_size is not None:
         _validate.whole("cohort_size", cohort_size)
-
-    @jax.jit  # so that asking for its shapes and looping over it trace it once
-    def one_round(state: Any, population: Source, key: Array, tables: _Tables, row: Array) -> tuple[Any, RoundMetrics]:
-        cohorts, most_steps, turn = jax.tree.map(lambda table: table[row], tables)
-        if isinstance(population, Cohort):
-            *indices, examples, most = population
-            ids, starts, sizes, rows = (array[row] for array in indices)
-            cohort = Cohort(ids, starts, sizes, rows, examples, None if most is None else most[row])
-        elif cohorts is not None:
-            cohort = select(population, cohorts)._replace(most_steps=most_steps)
-        else:
-            drawing = stage_key(key, state.round, SAMPLE)
-            cohort = select(population, sample_uniform(drawing, clients_in(population), cohort_size or 0))
-        return round_fn(state, cohort, key) if turn is None else round_fn(state, cohort, turn, key)
-
-    @partial(tuned, donate_argnums=0)
-    def program(
-        state: Any,
-        population: Source,
-        key: Array,
-        rounds: Array | int,
-        tables: _Tables,
-        first: Array | int,
-    ) -> tuple[Any, RoundMetrics]:
-        shapes = jax.eval_shape(one_round, state, population, key, tables, jnp.int32(0))[1]
-        history = jax.tree.map(lambda s: jnp.zeros((max_rounds, *s.shape), s.dtype), shapes)
-
-        def body(i: Array, carry: tuple[Any, RoundMetrics]) -> tuple[Any, RoundMetrics]:
-            state, history = carry
-            state, metrics = one_round(state, population, key, tables, i + first)
-            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
-
-        return lax.fori_loop(0, rounds, body, (state, history))
+    rounds_fn = make_rounds(round_fn, cohort_size=cohort_size, max_rounds=max_rounds)
+    program = tuned(rounds_fn, donate_argnums=0)
 
     def simulate(
         state: Any,

@@ -26,6 +26,7 @@ from fedjax_sim.experiment.history import History, rows_of
 from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.per_client import ENTRY, read_table
 from fedjax_sim.experiment.per_client import FILE as TABLE
+from fedjax_sim.experiment.plan import federation
 from fedjax_sim.experiment.record import marked
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
 
@@ -208,7 +209,7 @@ class Laboratory:
 
     def _program(self, structure: str, world: World, grounds: list[Ground]) -> Program:
         """The program of this structure, compiled when it first runs."""
-        rows = max(int(ground.data.offsets[-1]) for ground in grounds)
+        rows = max(ground.rows for ground in grounds)
         known = self.programs.get(structure)
         if known is not None and known.rows >= rows:
             return known
@@ -224,7 +225,7 @@ class Laboratory:
         return self.programs[structure]
 
     def _alone(self, structure: str, runs: list[tuple[World, int]]) -> None:
-        """Runs whose data change, or whose messages are stale, one by one."""
+        """Runs whose clients' memory is kept on disk, one by one."""
         for world, seed in runs:
             seen = self._watched(world.set({SEED: seed}), clients=False)
             self._keep([(world, seed, _told_by(seen.history, world.config.training))])
@@ -237,7 +238,7 @@ class Laboratory:
         """
         structure, config = self._known(world)
         if structure == ALONE:
-            raise InputError("world: its runs do not go together, and their states are not kept; leave it out")
+            raise InputError("execution.client_memory: states of runs that keep it on disk are not kept; leave it out")
         ground = own_ground(self.experiment(world))
         program = self._program(structure, world, [ground])
         program.move([ground])
@@ -248,7 +249,8 @@ class Laboratory:
             program.load([{**_traced(config, program.varied), SEED: seed} for seed in part])
             for reached in program:
                 self.told(Told(self.stage, first, len(seeds), len(part), reached.rounds, program.rounds))
-            states = jax.tree.map(lambda x, seats=program.seats: np.asarray(x)[seats], program.states)
+            states = federation(program.states)
+            states = jax.tree.map(lambda x, seats=program.seats: np.asarray(x)[seats], states)
             found += [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(part))]
             self.trained += len(part)
         return found
@@ -291,8 +293,7 @@ class Laboratory:
 def _structure(experiment: Experiment) -> str:
     """Equal for worlds of one compiled program and so many rounds; "alone" for those that are trained by themselves."""
     config = experiment.config
-    late = experiment.simulation is not None and experiment.simulation.turns is not None
-    if len(experiment.phases) > 1 or late or config.training.adapt_steps != "none" or keeps_on_disk(experiment):
+    if keeps_on_disk(experiment):
         return ALONE
     tree = config.model_dump(exclude={"output", "execution", "data", "heterogeneity"})
     tree["training"].pop("seed")
@@ -301,10 +302,13 @@ def _structure(experiment: Experiment) -> str:
     for name in _varied(config):
         tree["algorithm"].pop(name)
     data = experiment.data
-    test = own_ground(experiment).test
+    ground = own_ground(experiment)
     shapes = {name: [(field, str(array.dtype), array.shape[1:]) for field, array in sorted(part.items())]
-              for name, part in (("train", data.examples), ("test", test))}  # fmt: skip
-    counts = [data.num_clients, experiment.sampler.slots, len(next(iter(test.values()))), _room(experiment)]
+              for name, part in (("train", data.examples), ("test", ground.test))}  # fmt: skip
+    counts = [data.num_clients, experiment.sampler.slots, _room(experiment)]
+    counts += [
+        (phase.start, len(next(iter(test.values())))) for phase, test in zip(ground.phases, ground.tests, strict=True)
+    ]
     return json.dumps([tree, shapes, counts], sort_keys=True, default=list)
 
 

@@ -33,8 +33,9 @@ class Simulation(NamedTuple):
     schedule: Callable[[Cap | None], Iterator[ServerStep]]  # from the first round on
     slots: int  # clients in a round at most, of those whose messages arrive
     bits: tuple[int, int]  # that a client receives, and sends at most
-    turns: Callable[[Iterator[ServerStep]], Iterator[Row]] | None  # of that schedule, where messages may be stale
-    places: int  # of messages on their way, where they may be stale
+    turns: Callable[[Iterator[ServerStep], tuple[int, int]], Iterator[Row]] | None  # of that schedule in this extent,
+    # where messages may be stale
+    extent: tuple[int, int]  # messages on their way and those that arrive in a round at most, where they may be stale
     discount: Discount
     mixing: bool
     statement: str
@@ -109,25 +110,25 @@ def make_simulation(
         if stale and algorithm.survey is not None:
             name = config.algorithm.name
             raise InputError(f"algorithm.name: {name}'s clients answer twice a round; take one whose clients send once")
-        places = arrivals = 0
+        needed = (0, 0)
         if given.policy == "asynchronous":
             assert given.concurrency is not None
             assert given.buffer is not None
-            places, arrivals = given.concurrency + given.buffer - 1, given.buffer
+            needed = given.concurrency + given.buffer - 1, given.buffer
         elif stale:
-            places, arrivals = extent(islice(schedule(None), config.training.rounds))
+            needed = extent(islice(schedule(None), config.training.rounds))
         next(schedule(None))  # what it refuses
     except InputError as error:
         field = str(error).partition(":")[0]
         raise InputError(f"network.{error}" if field in type(given).model_fields else str(error)) from None
 
-    def turns(steps: Iterator[ServerStep]) -> Iterator[Row]:
-        return rows(steps, places=places, arrivals=arrivals, versions=VERSIONS, until=changes)
+    def turns(steps: Iterator[ServerStep], extent: tuple[int, int]) -> Iterator[Row]:
+        return rows(steps, places=extent[0], arrivals=extent[1], versions=VERSIONS, until=changes)
 
     slots = (config.training.clients_per_round or 1) if given.policy == "over_select" else sampler.slots
     text = _statement(given, profiles, steps, bits)
     return config, Simulation(
-        schedule, slots, bits, turns if stale else None, places, _discount(given), bool(given.mixing), text,
+        schedule, slots, bits, turns if stale else None, needed, _discount(given), bool(given.mixing), text,
         uncounted(given, parts), all_arrive(parts, profiles),
     )  # fmt: skip
 

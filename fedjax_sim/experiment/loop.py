@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from fedjax_sim._validate import InputError
-from fedjax_sim.core.buffered import BufferedState
 from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import HostMemory
@@ -22,12 +21,12 @@ from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Arrays, Saved
 from fedjax_sim.experiment.choosing import WORST, best, choice, of_clients, stalled
-from fedjax_sim.experiment.clock import adacomm, planned
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
 from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, rows_from, with_clock, with_test
 from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.per_client import SMALL, entries
+from fedjax_sim.experiment.plan import federation
 from fedjax_sim.experiment.record import Origin, identity
 from fedjax_sim.experiment.summary import Divergence
 from fedjax_sim.privacy import Ledger
@@ -102,7 +101,6 @@ class Loop:
         self.driver = Driver(experiment, devices, block=self.block, memory=memory, history=history)
         self.each_client = keeps_clients(experiment)
         self.spent = self.last.get("epsilon") if self.last else None
-        self.first_steps = int(planned(config, experiment.data).max())
         self.past = past
         self.ledger = None if private is None else Ledger(private, experiment.data.num_clients, past)
         self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
@@ -116,14 +114,14 @@ class Loop:
         asked = config.execution.lanes
         known = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
         lanes = lanes if asked == "auto" and lanes is not None else known
-        self.undecided = known is None and self.driver.turns is None and memory is None
+        self.undecided = known is None and not self.driver.plan.stale and memory is None
         if found is not None:
             like = self.saved(lanes)
             saved = checkpoint.restore(found, like)
             self.state, self.best = saved.state, saved.best
             if asked == "auto":  # whatever other runs have found out since
                 lanes = int(saved.lanes) if saved.lanes >= 0 else None
-            self.driver.most = int(saved.most_steps) if saved.most_steps >= 0 else None
+            self.driver.plan.most = int(saved.most_steps) if saved.most_steps >= 0 else None
             self._count_what_was_spent()
             self._check_origin(like, saved)
         self.lanes = lanes
@@ -133,13 +131,14 @@ class Loop:
     @property
     def federation(self) -> RoundState:
         """The state, without the messages that are on their way."""
-        return self.state.federation if isinstance(self.state, BufferedState) else self.state
+        return federation(self.state)
 
     def saved(self, lanes: int | None) -> Saved:
         """What a checkpoint holds."""
         kept = self.memory
         seen, sums = (np.zeros(0, bool), np.zeros(0, np.uint32)) if kept is None else (kept.seen, kept.sums)
-        widths, most = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, self.driver.most))
+        most_steps = self.driver.plan.most
+        widths, most = (np.asarray(-1 if value is None else value, np.int32) for value in (lanes, most_steps))
         mark = "" if self.origin is None else self.origin.mark_of(self.done)
         marks = (np.frombuffer(each, np.uint8) for each in (bytes.fromhex(mark), self.written.digest()))
         return Saved(self.state, self.best, widths, most, seen, sums, *marks)
@@ -154,7 +153,7 @@ class Loop:
                 f"{self.folder / HISTORY}: rows up to round {self.done} are not those that were written; put them "
                 "back, or start another run"
             )
-        clock, last = self.driver.clock, self.last
+        clock, last = self.driver.plan.clock, self.last
         if clock is not None and last is not None:
             clock.ahead(self.done, 0)
             if not math.isclose(clock.seconds, last["simulated_seconds"], rel_tol=1e-5):
@@ -187,7 +186,7 @@ class Loop:
             over, cohorts = False, []  # whether the budget allows no round after these
             if self.ledger is not None:
                 ahead = min(rounds + 1, training.rounds - self.done)
-                cohorts = self.driver.asked(self.done, ahead)
+                cohorts = self.driver.plan.asked(self.done, ahead)
                 left = self.ledger.affordable(cohorts)
                 over, rounds = left < ahead, min(rounds, left)
                 if rounds == 0:
@@ -206,7 +205,7 @@ class Loop:
             yield step
             if step.status is not None:
                 return
-            self._adapt(step.rows[-1])
+            self.driver.plan.adapt(self.done, (self.first or {}).get("loss_before"), step.rows[-1]["loss_before"])
             every = config.output.checkpoint_every
             due = time.perf_counter() - self.saved_at >= SAVE_SECONDS if every == "auto" else self.done % every == 0
             stopping = stop()
@@ -221,15 +220,17 @@ class Loop:
         """Up to the next round after which something else is due."""
         config, training, done = self.experiment.config, self.experiment.config.training, self.done
         every = [self.block]
-        every += [] if training.adapt_steps == "none" else [training.adapt_every]
         every += [] if config.output.checkpoint_every == "auto" else [config.output.checkpoint_every]
-        return min(call, training.rounds - done, self.driver.rounds_left_in_phase(done), *(n - done % n for n in every))
+        limits = [call, training.rounds - done, *(n - done % n for n in every)]
+        limits += [self.driver.rounds_left_in_phase(done), self.driver.plan.until_adapted(done) or call]
+        return min(limits)
 
     def _recorded(self, metrics: Any, rounds: int, cohorts: list[Any], over: bool) -> Step:
         """The rows of these rounds, the last one with its test."""
         training, driver = self.experiment.config.training, self.driver
         elapsed = self.base + time.perf_counter() - self.began
-        steps = [] if driver.clock is None else driver.clock.ahead(self.done, rounds)
+        plan = driver.plan
+        steps = plan.steps(self.done, rounds)
         metrics = jax.tree.map(lambda m: m[:rounds], metrics)
         broken = None if self.guaranteed else first_not_finite(metrics)
         if broken is not None:  # what comes after is of no use
@@ -237,11 +238,11 @@ class Loop:
         rows = rows_from(metrics, self.done + 1, elapsed_seconds=elapsed)
         lanes = self.lanes or default_lanes(driver.slots, self.devices)
         for i, row in enumerate(rows):
-            if driver.simulation is not None and driver.clock is not None:
-                before = steps[i - 1].seconds if i else driver.clock.seconds
-                row |= with_clock(row, steps[i], before, driver.simulation.beside_bits(steps[i]))
-            if driver.most is not None:
-                row["most_steps"] = driver.most
+            if plan.simulation is not None and plan.clock is not None:
+                before = steps[i - 1].seconds if i else plan.clock.seconds
+                row |= with_clock(row, steps[i], before, plan.simulation.beside_bits(steps[i]))
+            if plan.most is not None:
+                row["most_steps"] = plan.most
             row["lanes"] = lanes
             if self.ledger is not None:
                 epsilon = self.ledger.spend(cohorts[i])
@@ -284,15 +285,6 @@ class Loop:
         balanced = of_classes[~np.isnan(of_classes)].mean(dtype=np.float64)
         return {**values, "balanced_accuracy": balanced, "majority": self.driver.majority[on]}
 
-    def _adapt(self, row: Row) -> None:
-        """Local steps of the rounds to come."""
-        training = self.experiment.config.training
-        if training.adapt_steps == "none" or self.done % training.adapt_every or self.first is None:
-            return
-        first, now = self.first["loss_before"], row["loss_before"]
-        if first is not None and now is not None:
-            self.driver.most = adacomm(self.first_steps, self.driver.most or self.first_steps, first, now)
-
     def _try_widths(self) -> None:
         """Times lane widths, and goes on with the best."""
         self.undecided = False
@@ -305,5 +297,5 @@ class Loop:
     def _count_what_was_spent(self) -> None:
         if self.ledger is not None:
             counted = sum(part.rounds for part in self.past)
-            for ids in self.driver.asked(0, self.done)[counted:]:
+            for ids in self.driver.plan.asked(0, self.done)[counted:]:
                 self.ledger.count(ids)

@@ -8,13 +8,14 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.evaluate import make_evaluation
-from fedjax_sim.core.round import init, make_round
+from fedjax_sim.core.round import init
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.convert import narrowed
 from fedjax_sim.data.federated import FederatedData, check_values, same_fields
 from fedjax_sim.experiment.build import Experiment
-from fedjax_sim.experiment.drive import Driver, work
+from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.federation import held_out_examples
+from fedjax_sim.experiment.plan import round_of
 
 
 def rehearse(experiment: Experiment, devices: list[Any]) -> None:
@@ -34,7 +35,7 @@ def rehearse(experiment: Experiment, devices: list[Any]) -> None:
             ids, key = experiment.sampler.draw(driver.seed, 0), driver.key
             cohort = jax.eval_shape(lambda population: select(population, ids), data.population(_shapes))
         state = jax.eval_shape(lambda params: init(algorithm, params, data.num_clients), model.params)
-        jax.eval_shape(make_round(algorithm, **work(experiment, devices[:1], 1)), state, cohort, key)
+        jax.eval_shape(round_of(experiment._replace(simulation=None), algorithm, devices[:1], 1), state, cohort, key)
         if (held := held_out_examples(data)) is not None:
             test = _shapes({field: narrowed(field, array[:1]) for field, array in held.items()})
             for measure in (make_evaluation(model.metric_fn, classes=data.classes), make_calibration(model.logits_fn)):

@@ -8,7 +8,7 @@ from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.covered import refuse_same_noise
 from fedjax_sim.experiment.spent import spent_by
-from fedjax_sim.experiment.trials import SEED, Group, Settings, grouped, refuse_changes, with_settings
+from fedjax_sim.experiment.trials import SEED, Group, Settings, grouped, with_settings
 
 _WHOLE_RUNS = "trials do all their rounds, whatever it is"
 _NEVER_USED = {
@@ -41,7 +41,6 @@ def tried_out(
         new = {_item(path, value) for path, value in settings.items() if path not in (*group.varied, SEED)}
         if first is None or not new <= seen:
             experiment = build(group.config)
-            refuse_changes(experiment)
             spent_by(experiment, experiment.config.training.rounds)
             for seed in {trials[place].get(SEED, config.training.seed) for place in group.places}:
                 if experiment.before is not None:

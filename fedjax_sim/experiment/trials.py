@@ -1,7 +1,6 @@
 """Trials: one experiment under many settings and seeds, those that share a structure as one compiled program."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -11,23 +10,25 @@ import numpy as np
 from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.calibrate import make_calibration
-from fedjax_sim.core.cohort import select
 from fedjax_sim.core.devices import deal, replicate
 from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import memory_bytes
 from fedjax_sim.core.many import make_many
-from fedjax_sim.core.round import init, make_round, wire_bits
+from fedjax_sim.core.round import wire_bits
+from fedjax_sim.core.simulate import make_rounds
 from fedjax_sim.core.types import Population, PyTree
-from fedjax_sim.data.federated import FederatedData, offsets_of
-from fedjax_sim.data.sampling import Sampler, draw_rounds
+from fedjax_sim.data import Phase
+from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.build import Experiment, assemble, continuous, make_model
-from fedjax_sim.experiment.clock import make_simulation
+from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.config import Config, parse_config
 from fedjax_sim.experiment.federation import held_out_examples
+from fedjax_sim.experiment.plan import Plan, federation, round_of, start
 
 STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most
 SEED = "training.seed"
-MEASURED = ("accuracy", "balanced_accuracy", "auc", "loss", "train_loss")
+MEASURED = ("accuracy", "balanced_accuracy", "auc", "loss")
 Settings = Mapping[str, Any]  # by path, `SEED` among them
 
 
@@ -53,11 +54,26 @@ class Group(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """What is trained on, and what the global model is tested on."""
+    """What is trained on, and what the global model is tested on, from one round until the next phase begins."""
 
-    data: FederatedData
+    phases: tuple[Phase, ...]
     sampler: Sampler
-    test: dict[str, Any]
+    tests: tuple[dict[str, Any], ...]  # of each phase
+
+    @property
+    def data(self) -> FederatedData:
+        """Of the first phase."""
+        return self.phases[0].data
+
+    @property
+    def test(self) -> dict[str, Any]:
+        """Of the last phase."""
+        return self.tests[-1]
+
+    @property
+    def rows(self) -> int:
+        """Training examples at most."""
+        return max(int(phase.data.offsets[-1]) for phase in self.phases)
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
@@ -98,17 +114,19 @@ def own_ground(experiment: Experiment) -> Ground:
     Raises:
       InputError: it has nothing to test on.
     """
-    test = held_out_examples(experiment.data)
-    if test is None:
+    tests = [held_out_examples(phase.data) for phase in experiment.phases]
+    found = tuple(test for test in tests if test is not None)
+    if len(found) < len(tests):
         raise InputError("data: there is nothing to test on; give a test set, or set data.local_test_fraction")
-    return Ground(experiment.data, experiment.sampler, test)
+    return Ground(experiment.phases, experiment.sampler, found)
 
 
 def state_bytes(experiment: Experiment) -> float:
     """About how much one run takes."""
     model, clients = experiment.model.params, experiment.data.num_clients
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
-    return memory_bytes(experiment.algorithm, model, clients) * clients + 4.0 * size
+    stale = 0 if experiment.simulation is None else experiment.simulation.extent[0]
+    return memory_bytes(experiment.algorithm, model, clients) * clients + (4.0 + stale) * size
 
 
 def refuse_slots(experiment: Experiment, slots: int) -> None:
@@ -122,30 +140,18 @@ def refuse_slots(experiment: Experiment, slots: int) -> None:
 
 
 def together(federations: Sequence[FederatedData], rows: int) -> Population:
-    """The clients of all federations, one after another. Each federation has `rows` rows and a client more, which owns
-    those that are nobody's."""
-    padding = [rows - int(data.offsets[-1]) for data in federations]
+    """The examples of all federations, one after another, `rows` rows for each, and where the clients of each have
+    theirs: offsets int32[F, N + 1]."""
     examples = {
-        field: np.concatenate([part for data, more in zip(federations, padding, strict=True)
-                               for part in (data.examples[field], np.zeros((more, *array.shape[1:]), array.dtype))])
+        field: np.concatenate([part for data in federations for part in (data.examples[field], np.zeros(
+            (rows - int(data.offsets[-1]), *array.shape[1:]), array.dtype))])
         for field, array in federations[0].examples.items()
     }  # fmt: skip
-    sizes = [np.append(data.sizes, more) for data, more in zip(federations, padding, strict=True)]
-    return federations[0]._replace(examples=examples, offsets=offsets_of(np.concatenate(sizes).tolist())).population()
-
-
-def refuse_changes(experiment: Experiment) -> None:
-    """What changes on the way is not advanced as one program with others.
-
-    Raises:
-      InputError: data that change over rounds, messages that may be stale, or steps that follow the loss.
-    """
-    if len(experiment.phases) > 1:
-        raise InputError("heterogeneity.drift: runs whose data change are not swept as one; leave it out")
-    if experiment.simulation is not None and experiment.simulation.turns is not None:
-        raise InputError("network.policy: runs whose messages may be stale are not swept as one; take another")
-    if experiment.config.training.adapt_steps != "none":
-        raise InputError("training.adapt_steps: runs whose steps follow their loss are not swept; leave it out")
+    if rows * len(federations) >= 2**31:
+        raise InputError(f"data: {rows * len(federations):,} examples do not fit a device; train on fewer")
+    offsets = np.stack([np.asarray(data.offsets) + i * rows for i, data in enumerate(federations)])
+    arrays = federations[0]._replace(examples=examples).population().examples
+    return Population(arrays, offsets.astype(np.int32))
 
 
 class Program:
@@ -175,9 +181,8 @@ class Program:
           rows: training examples in a ground at most, if later ones may be larger than these.
 
         Raises:
-          InputError: what `refuse_changes` refuses.
+          InputError: states of so many runs that they do not fit in memory.
         """
-        refuse_changes(experiment)
         self.experiment, self.varied, self.devices = experiment, tuple(varied), devices
         self.slots = -(-slots // len(devices)) * len(devices)
         refuse_slots(experiment, self.slots)
@@ -185,54 +190,65 @@ class Program:
         self.block = min(training.evaluate_every, training.rounds)
         evaluate = make_evaluation(model.metric_fn, classes=experiment.data.classes)
         calibrate = make_calibration(model.logits_fn) if experiment.data.classes == 2 else lambda params, test: {}
-        private = experiment.private
-        work: dict[str, Any] = {name: getattr(training, name) for name in ("batch_size", "local_epochs", "local_steps")}
-        work |= {"lanes": 1 if devices[0].platform == "cpu" else None, "devices": [jax.local_devices()[0]]}
-        work |= {"local_sampling": private.local_sampling if private else "epochs"}
+        lanes = 1 if devices[0].platform == "cpu" else None
 
         def algorithm(values: dict[str, Any], seed: Any) -> Any:
-            return experiment.algorithm if private else assemble(experiment.config, model, clients, values, seed)
+            if experiment.private is not None:
+                return experiment.algorithm
+            return assemble(experiment.config, model, clients, values, seed)
 
         def advance(state: Any, given: Any, shared: Any) -> tuple[Any, Any]:
-            values, seed, key, where, cohorts, most_steps = given
-            population, tests, rounds = shared
-            round_fn = make_round(algorithm(values, seed), **work)
+            values, seed, key, where, tables = given
+            population, tests, rounds, due = shared
+            round_fn = round_of(experiment, algorithm(values, seed), [jax.local_devices()[0]], lanes)
+            own = population._replace(offsets=population.offsets[where])
+            state, metrics = make_rounds(round_fn, max_rounds=self.block)(state, own, key, rounds, tables, 0)
+            counted = (metrics.ids >= 0) & ~metrics.rejected
+            weight = jnp.where(counted, metrics.examples, 0)
+            weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
+            bits = metrics.uplink_bits
+            sent = jnp.stack([(bits >> 16).sum(), (bits & 0xFFFF).sum()])  # exact, where one sum would overflow
+            found = {"losses": jnp.sum(weight * jnp.where(counted, metrics.loss_before, 0), 1), "sent": sent}
 
-            def one(i: Any, carry: Any) -> Any:
-                state, _, sent = carry
-                ids = cohorts[i]
-                found = select(population, jnp.where(ids >= 0, ids + where * (clients + 1), -1))
-                cohort = found._replace(ids=ids, rows=jnp.maximum(ids, 0), most_steps=most_steps[i])
-                state, metrics = round_fn(state, cohort, key)
-                weight = metrics.examples / jnp.maximum(metrics.examples.sum(), 1)
-                bits = metrics.uplink_bits
-                sent += jnp.stack([(bits >> 16).sum(), (bits & 0xFFFF).sum()])  # exact, where one sum would overflow
-                return state, jnp.sum(weight * metrics.loss_before), sent
+            def tested() -> dict[str, Any]:
+                params, test = federation(state).params, jax.tree.map(lambda x: x[where], tests)
+                scores = evaluate(params, test) | calibrate(params, test)
+                scores |= {"balanced_accuracy": jnp.nanmean(scores["class_accuracy"])}
+                return {name: scores.get(name, jnp.float32(jnp.nan)) for name in MEASURED}
 
-            start = (state, jnp.float32(0), jnp.zeros(2, jnp.uint32))
-            state, loss, sent = jax.lax.fori_loop(0, rounds, one, start)
-            test = jax.tree.map(lambda x: x[where], tests)
-            scores = evaluate(state.params, test) | calibrate(state.params, test)
-            scores |= {"balanced_accuracy": jnp.nanmean(scores["class_accuracy"]), "train_loss": loss, "sent": sent}
-            return state, {name: scores.get(name, jnp.float32(jnp.nan)) for name in (*MEASURED, "sent")}
+            untested = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(tested))
+            return state, found | jax.lax.cond(due, tested, lambda: untested)
 
-        self.start = jax.jit(jax.vmap(lambda params, values, seed: init(algorithm(values, seed), params, clients)))
+        def begin(params: Any, values: dict[str, Any], seeds: Any, places: int) -> Any:
+            def one(params: Any, values: dict[str, Any], seed: Any) -> Any:
+                return start(experiment, algorithm(values, seed), params, places=places)
+
+            return jax.vmap(one)(params, values, seeds)
+
+        self.start, self.extent = jax.jit(begin, static_argnums=3), (0, 0)
+        given = (experiment.algorithm, model.params, clients)
+        self.broadcast_bits = 0 if experiment.simulation is not None else wire_bits(*given)[0]
         self.many = make_many(advance, devices=devices, width=width)
-        self.tables: dict[tuple[int, int], Iterator[Any]] = {}
         grounds = list(grounds) or [own_ground(experiment)]
-        self.room, self.rows = len(grounds), max(rows, *(int(ground.data.offsets[-1]) for ground in grounds))
+        self.room, self.rows = len(grounds), max(rows, *(ground.rows for ground in grounds))
         self.move(grounds)
 
     def move(self, grounds: Sequence[Ground]) -> None:
         """Other grounds for runs to come, no more of them than at first and none larger; nothing is compiled anew."""
-        self.grounds = [*grounds, *[grounds[-1]] * (self.room - len(grounds))]
-        tests = jax.tree.map(lambda *each: jnp.stack(each), *(ground.test for ground in self.grounds))
-        data = together([ground.data for ground in self.grounds], self.rows)
-        self.shared = replicate((data, tests), self.devices)
+        self.grounds, self.phase = [*grounds, *[grounds[-1]] * (self.room - len(grounds))], -1
+        self._lay(0)
+
+    def _lay(self, phase: int) -> None:
+        """Puts the data of this phase on the devices."""
+        if phase != self.phase:
+            self.shared, self.phase = (), phase  # frees the one before first
+            tests = jax.tree.map(lambda *each: jnp.stack(each), *(ground.tests[phase] for ground in self.grounds))
+            data = together([ground.phases[phase].data for ground in self.grounds], self.rows)
+            self.shared = replicate((data, tests), self.devices)
 
     def release(self) -> None:
         """The grounds leave the devices; `move` is needed before runs to come."""
-        self.shared = ()
+        self.shared, self.phase = (), -1
 
     def load(self, trials: Sequence[Settings], where: Sequence[int] = ()) -> None:
         """Begins runs.
@@ -256,11 +272,20 @@ class Program:
         models = {seed: self._params(seed) for seed in different}
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *(models[seed] for seed in self.seeds))
         seeds = np.array(self.seeds, np.uint32)
-        self.states = deal(self.start(params, values, seeds), self.devices)  # as they will be after rounds
+        turns = list(zip(places, self.seeds, strict=True))
+        clocks = {turn: self._clock(*turn) for turn in dict.fromkeys(turns)}
+        extents = [clock.extent for clock in clocks.values() if clock is not None]
+        first, second = zip(self.extent, *extents, strict=True)
+        self.extent = max(first), max(second)  # never less than before, so that nothing is compiled anew
+        plans = {turn: self._plan(*turn, clock) for turn, clock in clocks.items()}
+        self.plans = [plans[turn] for turn in turns]
+        if self.plans[0].adapts:  # each by its own loss
+            self.plans = [self._plan(*turn, clocks[turn]) for turn in turns]
+        states = self.start(params, values, seeds, self.extent[0])
+        self.states = deal(states, self.devices)  # as they will be after rounds
         self.given = (values, seeds, jax.vmap(jax.random.key)(seeds), np.array(places, np.int32))
-        self.turns = list(zip(places, self.seeds, strict=True))
-        self.tables = {turn: self._rounds(*turn) for turn in dict.fromkeys(self.turns)}
         self.done, self.sent, self.seconds = 0, np.zeros(self.slots, np.int64), np.zeros(self.slots)
+        self.first_losses = np.full(self.slots, np.nan)
 
     def _params(self, seed: int) -> PyTree:
         """The initial model, which no trial of another seed shares."""
@@ -269,41 +294,59 @@ class Program:
             return jax.tree.map(np.asarray, experiment.model.params)
         return jax.tree.map(np.asarray, make_model(experiment.config, experiment.data, seed).params)
 
-    def _rounds(self, place: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, float]]:
-        """Who trains in each round, their steps at most, bits sent beside their messages, and the clock after it."""
-        experiment, most, ground = self.experiment, np.iinfo(np.int32).max, self.grounds[place]
+    def _clock(self, place: int, seed: int) -> Simulation | None:
+        experiment, ground = self.experiment, self.grounds[place]
         if experiment.simulation is None:
-            given = (experiment.algorithm, experiment.model.params, experiment.data.num_clients)
-            number, broadcast = 0, wire_bits(*given)[0]
-            while True:
-                ids = draw_rounds(ground.sampler, seed, number, 1)[0]
-                yield ids, np.full(ids.shape, most, np.int32), int((ids >= 0).sum()) * broadcast, 0.0
-                number += 1
-        config = with_settings(experiment.config, {SEED: seed})
-        given = (ground.data, experiment.algorithm, experiment.model.params, ground.sampler, ())
-        _, simulation = make_simulation(config, *given)
-        assert simulation is not None
-        for step in simulation.schedule(None):
-            ids, steps = np.full(simulation.slots, -1, np.int32), np.zeros(simulation.slots, np.int32)
-            ids[: len(step.begun)], steps[: len(step.begun)] = step.begun, step.begun_steps
-            yield ids, steps, sum(simulation.beside_bits(step)), step.seconds
+            return None
+        config, changes = with_settings(experiment.config, {SEED: seed}), [phase.start for phase in ground.phases[1:]]
+        given = (ground.data, experiment.algorithm, experiment.model.params, ground.sampler, tuple(changes))
+        return make_simulation(config, *given)[1]
+
+    def _plan(self, place: int, seed: int, clock: Simulation | None) -> Plan:
+        ground = self.grounds[place]
+        return Plan(self.experiment, ground.sampler, clock, seed, data=ground.data, extent=self.extent)
+
+    def _beside(self, plan: Plan, ids: np.ndarray, rounds: int) -> tuple[int, float]:
+        """Bits sent beside the messages in the rounds to come, and the clock after them."""
+        if plan.simulation is None:
+            return int((ids[:rounds] >= 0).sum()) * self.broadcast_bits, 0.0
+        steps = plan.steps(self.done, rounds)
+        return sum(sum(plan.simulation.beside_bits(step)) for step in steps), steps[-1].seconds
 
     def advance(self) -> Progress:
         """Up to the next evaluation; runs that were dropped stay where they are."""
-        rounds = min(self.block, self.rounds - self.done)
-        drawn = {turn: list(islice(table, rounds)) for turn, table in self.tables.items()}
-        ids, steps, beside, clock = zip(*([*zip(*drawn[turn], strict=True)] for turn in self.turns), strict=True)
-        tables = tuple(np.pad(np.array(t, np.int32), ((0, 0), (0, self.block - rounds), (0, 0)), constant_values=-1)
-                       for t in (ids, steps))  # fmt: skip
-        shared = (*self.shared, jnp.int32(rounds))
-        self.states, found = self.many(self.states, (*self.given, *tables), shared, self.active)
-        found = jax.tree.map(np.asarray, found)
+        last = min(self.done - self.done % self.block + self.block, self.rounds)
+        while True:
+            starts = [phase.start for phase in self.grounds[0].phases]
+            self._lay(int(np.searchsorted(starts, self.done, side="right")) - 1)
+            ends = [last, *(start for start in starts if start > self.done)]
+            rounds = min(end - self.done for end in ends)
+            rounds = min(rounds, self.plans[0].until_adapted(self.done) or rounds)
+            found = self._advance(rounds, self.done + rounds == last)
+            if self.done == last:
+                arrays = (*(found[name] for name in MEASURED), found["losses"][:, rounds - 1], self.sent, self.seconds)
+                return Progress(self.done, *(array[self.seats] for array in arrays))
+
+    def _advance(self, rounds: int, due: bool) -> dict[str, np.ndarray]:
+        """So many rounds of one phase, and the test after them if it is due."""
+        plans = {id(plan): plan for plan in self.plans}  # each once, however many runs share it
+        each = {name: plan.tables(self.done, rounds).padded(self.block) for name, plan in plans.items()}
+        tables = jax.tree.map(lambda *rows: np.stack(rows), *(each[id(plan)] for plan in self.plans))
+        shared = (*self.shared, jnp.int32(rounds), jnp.asarray(due))
+        self.states, found = self.many(self.states, (*self.given, tables), shared, self.active)
+        beside = {name: self._beside(plan, each[name].ids, rounds) for name, plan in plans.items()}
+        more, seconds = zip(*(beside[id(plan)] for plan in self.plans), strict=True)
+        found = jax.device_get(found)
+        if self.done == 0:
+            self.first_losses = found["losses"][:, 0]
         self.done += rounds
-        more = np.array([sum(each) for each in beside], np.int64)
-        self.sent += np.where(self.active, found["sent"].astype(np.int64) @ np.array([2**16, 1]) + more, 0)
-        self.seconds = np.where(self.active, [each[-1] for each in clock], self.seconds)
-        arrays = (*(found[name] for name in MEASURED), self.sent, self.seconds)
-        return Progress(self.done, *(array[self.seats] for array in arrays))
+        for plan, first, now in zip(self.plans, self.first_losses, found["losses"][:, rounds - 1], strict=True):
+            if np.isfinite(first) and np.isfinite(now):
+                plan.adapt(self.done, float(first), float(now))
+        sent = found["sent"].astype(np.int64) @ np.array([2**16, 1]) + np.array(more, np.int64)
+        self.sent += np.where(self.active, sent, 0)
+        self.seconds = np.where(self.active, seconds, self.seconds)
+        return found
 
     def drop(self, places: Sequence[int]) -> None:
         """Ends these runs, by their places among those that were loaded."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim._validate import InputError
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sampling import Sampler, make_sampler
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.choosing import CALLED, measure
@@ -96,9 +97,12 @@ def held_out_clients(experiment: Experiment, share: float = HELD_OUT, cohort: in
         ids = inner.draw(seed, round)
         return np.where(ids >= 0, rest[np.maximum(ids, 0)], -1).astype(np.int32)
 
-    rows = np.concatenate([np.arange(int(data.offsets[i]), int(data.offsets[i + 1])) for i in held])
-    test = {field: np.asarray(array[rows]) for field, array in data.examples.items()}
-    return Ground(data, Sampler(inner.slots, draw), test)
+    def test(data: FederatedData) -> dict[str, np.ndarray]:
+        rows = np.concatenate([np.arange(int(data.offsets[i]), int(data.offsets[i + 1])) for i in held])
+        return {field: np.asarray(array[rows]) for field, array in data.examples.items()}
+
+    tests = tuple(test(phase.data) for phase in experiment.phases)
+    return Ground(experiment.phases, Sampler(inner.slots, draw), tests)
 
 
 def tune(
