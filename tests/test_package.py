@@ -222,6 +222,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.covered",
             "experiment.build",
             "experiment.plan",
+            "experiment.watch",
             "experiment.drive",
             "experiment.clients",
             "experiment.checkpoint",

@@ -1,25 +1,29 @@
 """How far probabilities can be believed, and how well two classes are told apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim import _validate
+from fedjax_sim.core.devices import gather_entries, split_rows
+from fedjax_sim.core.rewrite import suited
 from fedjax_sim.core.types import Array, PyTree
 
 BINS = 15
 
 
 def make_calibration(
-    logits_fn: Callable[[PyTree, Array], Array], *, batch_size: int = 256
+    logits_fn: Callable[[PyTree, Array], Array], *, batch_size: int = 256, devices: Sequence[Any] = ()
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """The expected calibration error, and for two classes the area under the ROC curve, jitted.
 
     Args:
       logits_fn: `(params, inputs [B, ...]) -> f32[B, classes]`.
       batch_size: examples at once.
+      devices: that share each batch, where this is part of a program that runs on several.
 
     Returns:
       `calibrate(params, {"inputs", "labels"}) -> {"ece": f32[]}`, and with two classes also `"auc": f32[]`, NaN where
@@ -36,10 +40,11 @@ def make_calibration(
         size = min(batch_size, total)
 
         def some(first: Array) -> Array:
-            rows = first + jnp.arange(size)
+            rows = split_rows(first + jnp.arange(size), devices)
             return logits_fn(params, examples["inputs"].at[rows].get(mode="clip"))
 
-        logits = lax.map(some, jnp.arange(0, total, size))
+        logits = lax.map(suited(some, jax.local_devices()), jnp.arange(0, total, size))
+        logits = gather_entries(logits, devices)
         logits = logits.reshape(-1, logits.shape[-1])[:total].astype(jnp.float32)
         labels = examples["labels"]
         found = {"ece": ece(logits, labels)}

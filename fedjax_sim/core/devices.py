@@ -56,9 +56,16 @@ def split_entries(tree: PyTree, devices: Sequence[Any], kept: int = 1) -> PyTree
     return jax.tree.map(split, tree)
 
 
+def split_rows(x: Array, devices: Sequence[Any]) -> Array:
+    """Within a program, `x` with its first axis split over `devices`; left alone without several."""
+    if len(devices) <= 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh(devices), PartitionSpec(AXIS)))
+
+
 def gather_entries(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     """Within a program, `tree` with a copy of every array on each of `devices`."""
-    if len(devices) == 1:
+    if len(devices) <= 1:
         return tree
     whole = NamedSharding(mesh(devices), PartitionSpec())
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), tree)

@@ -13,6 +13,7 @@ from fedjax_sim.core import execute
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.client import planned_steps
 from fedjax_sim.core.collect import Item, Work, local_data, only
+from fedjax_sim.core.devices import split_rows
 from fedjax_sim.core.rewrite import suited
 from fedjax_sim.core.round import ADAPT, as_key, default_lanes, make_items, stage_key, wrapper
 from fedjax_sim.core.types import Array, Cohort, PyTree, RoundState
@@ -33,7 +34,7 @@ def _rows(examples: PyTree, rows: Array) -> PyTree:
 
 
 def make_evaluation(
-    metric_fn: MetricFn, *, batch_size: int = 256, classes: int | None = None
+    metric_fn: MetricFn, *, batch_size: int = 256, classes: int | None = None, devices: Sequence[Any] = ()
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Means of per-example metrics over a data set, in batches, jitted.
 
@@ -41,6 +42,7 @@ def make_evaluation(
       metric_fn: `(params, batch) -> {name: f32[B]}`.
       batch_size: examples at once; the last batch may hold fewer.
       classes: number of classes of the field "labels"; given, each metric is also averaged class by class.
+      devices: that share each batch, where this is part of a program that runs on several.
 
     Returns:
       `evaluate(params, examples [total, ...]) -> {name: f32[]}`, and with `classes` also `{"class_" + name:
@@ -57,7 +59,7 @@ def make_evaluation(
         size = min(batch_size, total)
 
         def sums(first: Array) -> tuple[dict[str, Array], dict[str, Array], Array]:
-            rows = first + jnp.arange(size)
+            rows = split_rows(first + jnp.arange(size), devices)
             batch = _rows(examples, rows)
             values = _values(metric_fn, params, batch, rows < total)
             if classes is None:

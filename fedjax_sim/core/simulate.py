@@ -12,7 +12,7 @@ from fedjax_sim.core.cohort import clients_in, select
 from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.permute import enough_passes, permuted
 from fedjax_sim.core.round import SAMPLE, stage_key
-from fedjax_sim.core.types import Array, Cohort, Population, Procedural, RoundMetrics
+from fedjax_sim.core.types import Array, Cohort, Population, Procedural, PyTree, RoundMetrics
 
 Source = Population | Procedural | Cohort
 _Tables = tuple[Any, Any, Any]  # cohorts, most steps, turns: arrays [R, ...], or None
@@ -33,18 +33,24 @@ def sample_uniform(key: Array, num_clients: int, cohort_size: int) -> Array:
 
 
 def make_rounds(
-    round_fn: Callable[..., tuple[Any, RoundMetrics]], *, cohort_size: int | None = None, max_rounds: int
-) -> Callable[..., tuple[Any, RoundMetrics]]:
+    round_fn: Callable[..., tuple[Any, RoundMetrics]],
+    *,
+    cohort_size: int | None = None,
+    max_rounds: int,
+    watch: Callable[..., tuple[PyTree, PyTree]] | None = None,
+) -> Callable[..., tuple[Any, RoundMetrics, PyTree, PyTree]]:
     """Up to `max_rounds` rounds as one function, not jitted yet.
 
     Args:
       round_fn: as in `make_simulation`, like the rest.
       cohort_size: `C`.
       max_rounds: `R`.
+      watch: `(state, metrics, kept, examined, due bool[]) -> (kept, seen)`, called after each round.
 
     Returns:
-      `rounds_fn(state, source, key, rounds, (cohorts, most_steps, turns), first) -> (state, metrics)`, whose arguments
-      are those of `simulate`.
+      `rounds_fn(state, kept, source, key, rounds, (cohorts, most_steps, turns), first, examined, due) -> (state, kept,
+      metrics, seen)`. `kept` and `examined` are what `watch` carries and looks at, `due` bool[R] says when, and `seen`
+      is what it returned, arrays [R, ...]; all () without it. The other arguments are those of `simulate`.
     """
 
     @jax.jit  # so that asking for its shapes and looping over it trace it once
@@ -61,30 +67,47 @@ def make_rounds(
             cohort = select(population, sample_uniform(drawing, clients_in(population), cohort_size or 0))
         return round_fn(state, cohort, key) if turn is None else round_fn(state, cohort, turn, key)
 
+    @jax.jit
+    def look(*given: Any) -> tuple[PyTree, PyTree]:
+        return ((), ()) if watch is None else watch(*given)
+
     def program(
         state: Any,
+        kept: PyTree,
         population: Source,
         key: Array,
         rounds: Array | int,
         tables: _Tables,
         first: Array | int,
-    ) -> tuple[Any, RoundMetrics]:
-        shapes = jax.eval_shape(one_round, state, population, key, tables, jnp.int32(0))[1]
+        examined: PyTree,
+        due: Any,
+    ) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
+        def one(state: Any, kept: PyTree, i: Array) -> tuple[Any, PyTree, tuple[RoundMetrics, PyTree]]:
+            state, metrics = one_round(state, population, key, tables, i + first)
+            kept, seen = look(state, metrics, kept, examined, due[i] if watch is not None else ())
+            return state, kept, (metrics, seen)
+
+        shapes = jax.eval_shape(one, state, kept, jnp.int32(0))[2]
         history = jax.tree.map(lambda s: jnp.zeros((max_rounds, *s.shape), s.dtype), shapes)
 
-        def body(i: Array, carry: tuple[Any, RoundMetrics]) -> tuple[Any, RoundMetrics]:
-            state, history = carry
-            state, metrics = one_round(state, population, key, tables, i + first)
-            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
+        def body(i: Array, carry: tuple[Any, PyTree, PyTree]) -> tuple[Any, PyTree, PyTree]:
+            state, kept, history = carry
+            state, kept, found = one(state, kept, i)
+            return state, kept, jax.tree.map(lambda h, m: h.at[i].set(m), history, found)
 
-        return lax.fori_loop(0, rounds, body, (state, history))
+        state, kept, (metrics, seen) = lax.fori_loop(0, rounds, body, (state, kept, history))
+        return state, kept, metrics, seen
 
     return program
 
 
 def make_simulation(
-    round_fn: Callable[..., tuple[Any, RoundMetrics]], *, cohort_size: int | None = None, max_rounds: int
-) -> Callable[..., tuple[Any, RoundMetrics]]:
+    round_fn: Callable[..., tuple[Any, RoundMetrics]],
+    *,
+    cohort_size: int | None = None,
+    max_rounds: int,
+    watch: Callable[..., tuple[PyTree, PyTree]] | None = None,
+) -> Callable[..., Any]:
     """A run of up to `max_rounds` rounds as one jitted program: nothing returns to the host between them.
 
     Args:
@@ -92,6 +115,8 @@ def make_simulation(
       cohort_size: `C`, clients drawn for a round on the device, uniformly without replacement, from `key` and the
         round's number, so that a run may be cut into calls anywhere. None where `simulate` is given the cohorts.
       max_rounds: rounds of a call at most.
+      watch: `(state, metrics, kept, examined, due bool[]) -> (kept, seen)`, called after each round, as part of the
+        program: an evaluation where it is due, say (`jax.lax.cond`), or the best model so far in `kept`.
 
     Returns:
       `simulate(state, population, key, rounds, cohorts=None, first=0, most_steps=None, turns=None) -> (state,
@@ -100,12 +125,15 @@ def make_simulation(
       taken first, and `most_steps` int32[R, C] what each does at most. In place of the population a `Cohort` may be
       given whose index arrays are [R, C]: R cohorts in one slice of examples. A round from `make_buffered_round` takes
       `turns`, too, arrays [R, ...]. The state is donated.
+
+      With `watch` it takes `watched=(kept, examined, due bool[max_rounds])`, too, and returns `(state, metrics, kept,
+      seen)`, where `seen` has a leading axis like the metrics; `kept` is donated.
     """
     _validate.whole("max_rounds", max_rounds)
     if cohort_size is not None:
         _validate.whole("cohort_size", cohort_size)
-    rounds_fn = make_rounds(round_fn, cohort_size=cohort_size, max_rounds=max_rounds)
-    program = tuned(rounds_fn, donate_argnums=0)
+    rounds_fn = make_rounds(round_fn, cohort_size=cohort_size, max_rounds=max_rounds, watch=watch)
+    program = tuned(rounds_fn, donate_argnums=(0, 1))
 
     def simulate(
         state: Any,
@@ -116,7 +144,8 @@ def make_simulation(
         first: Array | int = 0,
         most_steps: Array | None = None,
         turns: Any = None,
-    ) -> tuple[Any, RoundMetrics]:
+        watched: tuple[PyTree, PyTree, Any] = ((), (), ()),
+    ) -> Any:
         if isinstance(rounds, int) and not 0 <= rounds <= max_rounds:
             raise _validate.InputError(f"rounds: {rounds} is not in 0 to max_rounds, {max_rounds}; do fewer at once")
         table = population.ids if isinstance(population, Cohort) else cohorts
@@ -131,6 +160,9 @@ def make_simulation(
                 raise _validate.InputError(
                     f"cohorts: shape {shape} for rows {first} to {last}; give client ids int32[R, C], one row a round"
                 )
-        return program(state, population, key, rounds, (cohorts, most_steps, turns), first)
+        kept, examined, due = watched
+        given = (population, key, rounds, (cohorts, most_steps, turns), first, examined, due)
+        state, kept, metrics, seen = program(state, kept, *given)
+        return (state, metrics) if watch is None else (state, metrics, kept, seen)
 
     return simulate

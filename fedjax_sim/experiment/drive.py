@@ -11,10 +11,11 @@ import numpy as np
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.cohort import select
+from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.core.host import HostMemory, memory_bytes, with_host_memory
 from fedjax_sim.core.simulate import make_simulation
-from fedjax_sim.core.types import Cohort, RoundMetrics, RoundState
+from fedjax_sim.core.types import Cohort, PyTree, RoundMetrics
 from fedjax_sim.data import FederatedData, phase_at, stream
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.federation import held_out_examples, majority, validation_examples
@@ -34,12 +35,15 @@ class Driver:
         experiment: Experiment,
         devices: list[Any],
         *,
-        block: int,
+        block: int = 1,
+        watch: Callable[..., tuple[PyTree, PyTree]] | None = None,
         memory: HostMemory | None = None,
         history: History | None = None,
     ):
-        """Prepares for the rounds after those of `history`; `use_lanes` comes before the first."""
+        """Prepares for the rounds after those of `history`, `block` at once at most, after each of which `watch` looks;
+        `use_lanes` comes before the first."""
         self.experiment, self.devices, self.block, self.memory = experiment, devices, block, memory
+        self.watch = watch
         self.seed = experiment.config.training.seed
         past = () if history is None else history.every("most_steps").tolist()
         self.plan = Plan(experiment, experiment.sampler, experiment.simulation, self.seed, past=past)
@@ -53,7 +57,7 @@ class Driver:
         self.steps: deque[np.ndarray] = deque()  # of the clients in cohorts to come
         self.held: Any = None  # streamed examples of some rounds
         self.held_from = self.held_until = 0
-        self.held_out: dict[str, Any] = {}
+        self.held_out: dict[str, Any] = {}  # what models are measured on, "test" and "validation" as far as they are
         self.majority: dict[str, float] = {}
         if self.streams and experiment.config.training.adapt_steps != "none":
             raise InputError(
@@ -76,33 +80,46 @@ class Driver:
         training = self.experiment.config.training
         if self.memory is not None:
             self.hosted = with_host_memory(self.round_fn(lanes), self.memory)
+            self.look = tuned(self.watch or (lambda *given: ((), ())))
         uniform = training.sampling == "uniform" and training.adapt_steps == "none" and self.plan.clock is None
         self.drawn_on_device = uniform and not self.streams and self.memory is None  # the same cohorts as on the host
         slots = self.slots if self.drawn_on_device else None
-        self.simulate = make_simulation(self.round_fn(lanes), cohort_size=slots, max_rounds=self.block)
+        self.simulate = make_simulation(
+            self.round_fn(lanes), cohort_size=slots, max_rounds=self.block, watch=self.watch
+        )
 
     def rounds_left_in_phase(self, done: int) -> int:
         """Rounds until the data change."""
         later = [phase.start for phase in self.experiment.phases if phase.start > done]
         return min(later) - done if later else self.experiment.config.training.rounds - done
 
-    def advance(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
-        """`rounds` more rounds, all of one phase; metrics as host arrays with a leading axis."""
+    def advance(self, state: Any, kept: PyTree, done: int, due: np.ndarray) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
+        """As many more rounds as `due` bool[rounds], all of one phase: state, what `watch` keeps, and as host arrays
+        with a leading axis metrics and what it saw."""
         self._load(done)
         if self.memory is not None:
-            return self._advance_hosted(state, done, rounds)
+            return self._advance_hosted(state, kept, done, due)
         if self.streams:
-            return self._advance_streamed(state, done, rounds)
+            return self._advance_streamed(state, kept, done, due)
+        rounds = len(due)
         ids = most = turn = None
         if not self.drawn_on_device:
             ids, most, turn = self.place(self.plan.tables(done, rounds).padded(self.block))
-        state, metrics = self.simulate(state, self.population, self.key, rounds, ids, most_steps=most, turns=turn)
-        return state, jax.device_get(metrics)
+        state, metrics, kept, seen = self.simulate(
+            state, self.population, self.key, rounds, ids, most_steps=most, turns=turn, watched=self._watched(kept, due)
+        )
+        metrics, seen = jax.tree.map(lambda m: m[:rounds], jax.device_get((metrics, seen)))
+        return state, kept, metrics, seen
 
-    def _advance_hosted(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
+    def _watched(self, kept: PyTree, due: np.ndarray) -> tuple[PyTree, PyTree, np.ndarray]:
+        return kept, self.held_out, np.pad(due, (0, self.block - len(due)))
+
+    def _advance_hosted(
+        self, state: Any, kept: PyTree, done: int, due: np.ndarray
+    ) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
         """Round by round, for the rows on disk change hands between them."""
         parts = []
-        for number in range(done, done + rounds):
+        for number, now in enumerate(due.tolist(), done):
             if self.streams:
                 if number >= self.held_until:
                     self._hold(number)
@@ -114,19 +131,25 @@ class Driver:
                 table = jax.tree.map(lambda rows: self.place(rows[0]), self.plan.tables(number, 1))
                 cohort = select(self.population, table.ids)._replace(most_steps=table.most_steps)
             state, metrics = self.hosted(state, cohort, self.key)
-            parts.append(jax.device_get(metrics))
-        return state, jax.tree.map(lambda *m: np.stack(m), *parts)
+            kept, seen = self.look(state, metrics, kept, self.held_out, np.asarray(now))
+            parts.append(jax.device_get((metrics, seen)))
+        return state, kept, *jax.tree.map(lambda *m: np.stack(m), *parts)
 
-    def _advance_streamed(self, state: RoundState, done: int, rounds: int) -> tuple[RoundState, RoundMetrics]:
-        parts, last = [], done + rounds
+    def _advance_streamed(
+        self, state: Any, kept: PyTree, done: int, due: np.ndarray
+    ) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
+        parts, last = [], done + len(due)
         while done < last:
             if done >= self.held_until:
                 self._hold(done)
             now = min(last, self.held_until) - done
-            state, metrics = self.simulate(state, self.held, self.key, now, first=done - self.held_from)
-            parts.append(jax.tree.map(lambda m, now=now: m[:now], metrics))
-            done += now
-        return state, jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(parts))
+            watched = self._watched(kept, due[:now])
+            state, metrics, kept, seen = self.simulate(
+                state, self.held, self.key, now, first=done - self.held_from, watched=watched
+            )
+            parts.append(jax.tree.map(lambda m, now=now: m[:now], (metrics, seen)))
+            done, due = done + now, due[now:]
+        return state, kept, *jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(parts))
 
     def _hold(self, first: int) -> None:
         """Takes the next slice of examples, which begins with this round."""
@@ -134,12 +157,6 @@ class Driver:
         if self.plan.clock is not None:
             self.held = self.held._replace(most_steps=self.place(self.steps.popleft()))
         self.held_from, self.held_until = first, first + self.held.ids.shape[0]
-
-    def examined(self, round: int) -> dict[str, Any]:
-        """What the model of this round is measured on, on the first device: "test" and "validation", as far as there
-        are such examples. `majority` has the share of the most frequent class in each."""
-        self._load(round)
-        return self.held_out
 
     def sample_cohort(self, round: int) -> tuple[Cohort, Any]:
         """Some cohort to time rounds with, and the key."""
@@ -155,7 +172,7 @@ class Driver:
             return
         self.start = phase.start
         parts = {"test": held_out_examples(phase.data), "validation": validation_examples(phase.data)}
-        self.held_out = {on: jax.device_put(part, self.devices[0]) for on, part in parts.items() if part is not None}
+        self.held_out = {on: self.place(part) for on, part in parts.items() if part is not None}
         self.majority = {on: majority(part["labels"]) for on, part in parts.items() if part is not None}
         if self.streams:
             self.cohorts = stream(phase.data, self._tables(round, phase.data), place=self.place)

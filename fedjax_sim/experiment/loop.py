@@ -11,8 +11,6 @@ import jax
 import numpy as np
 
 from fedjax_sim._validate import InputError
-from fedjax_sim.core.calibrate import make_calibration
-from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.round import default_lanes
 from fedjax_sim.core.tune import candidates, recall, remember, signature, tune_lanes
@@ -20,7 +18,7 @@ from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Arrays, Saved
-from fedjax_sim.experiment.choosing import WORST, best, choice, of_clients, stalled
+from fedjax_sim.experiment.choosing import choice, of_clients, stalled
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
 from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, rows_from, with_clock, with_test
@@ -29,11 +27,13 @@ from fedjax_sim.experiment.per_client import SMALL, entries
 from fedjax_sim.experiment.plan import federation
 from fedjax_sim.experiment.record import Origin, identity
 from fedjax_sim.experiment.summary import Divergence
+from fedjax_sim.experiment.watch import Seen, make_watch, no_best
 from fedjax_sim.privacy import Ledger
 from fedjax_sim.privacy.composition import Past
 
 TRIAL_PAYS_SECONDS = 60.0  # of training left, from which on trying lane widths is worth their compilations
 CALL_SECONDS = 1.0  # about how long one call may run, so that progress is seen and Ctrl-C answered
+LONGEST, CALL_ENTRIES = 1000, 2**20  # rounds of a call at most, and rounds times clients of them
 SAVE_SECONDS = 60.0  # between checkpoints, unless a number of rounds is given
 
 
@@ -93,20 +93,20 @@ class Loop:
         private = experiment.private
         self.guaranteed = private is not None and private.spending is not None
         self.choice = choice(experiment.data)
-        scores = self.choice.scores(history) if self.choice else []
-        self.scores = [score for _, score in scores]
-        self.best_round = best(scores)
+        self.scores = [score for _, score in self.choice.scores(history)] if self.choice else []
+        latest = history.latest("best_round")
+        self.best_round = None if latest is None else int(latest)
         self.began, self.base = time.perf_counter(), self.last["elapsed_seconds"] if self.last else 0.0
-        self.block = min(training.evaluate_every, training.rounds)
-        self.driver = Driver(experiment, devices, block=self.block, memory=memory, history=history)
+        watch = make_watch(experiment, self.choice, devices, strict=not self.guaranteed)
+        self.driver = Driver(experiment, devices, watch=watch, memory=memory, history=history)
+        longest = max(training.evaluate_every, min(LONGEST, CALL_ENTRIES // self.driver.slots))
+        self.driver.block = min(training.rounds, longest)
         self.each_client = keeps_clients(experiment)
         self.spent = self.last.get("epsilon") if self.last else None
         self.past = past
         self.ledger = None if private is None else Ledger(private, experiment.data.num_clients, past)
-        self.evaluate = make_evaluation(experiment.model.metric_fn, classes=experiment.data.classes)
-        self.calibrate = make_calibration(experiment.model.logits_fn)
         self.state = self.driver.start_state()
-        self.best = jax.tree.map(np.asarray, self.federation.params)
+        self.best = self.driver.place(no_best(jax.tree.map(np.asarray, self.federation.params)))
         self.known_as = signature(
             experiment.model.params, devices, algorithm=config.algorithm.name, batch_size=training.batch_size,
             cohort_size=self.driver.slots,
@@ -193,12 +193,14 @@ class Loop:
                     yield Step([], status="spent")
                     return
             began, warm = time.perf_counter(), call > 1 or seconds
-            self.state, metrics = self.driver.advance(self.state, self.done, rounds)
+            due = (np.arange(self.done + 1, self.done + rounds + 1) % training.evaluate_every) == 0
+            due[-1] |= self.done + rounds == training.rounds or over
+            self.state, self.best, metrics, seen = self.driver.advance(self.state, self.best, self.done, due)
             taken = (time.perf_counter() - began) / rounds
             if warm:
                 call = max(1, int(CALL_SECONDS / taken))
             seconds = taken
-            step = self._recorded(metrics, rounds, cohorts, over)
+            step = self._recorded(metrics, seen, due, cohorts, over)
             self.done += len(step.rows)
             for row in step.rows:
                 self.written.update(identity(row))
@@ -219,24 +221,22 @@ class Loop:
     def _rounds_at_once(self, call: int) -> int:
         """Up to the next round after which something else is due."""
         config, training, done = self.experiment.config, self.experiment.config.training, self.done
-        every = [self.block]
+        every = [] if training.patience is None else [training.evaluate_every]
         every += [] if config.output.checkpoint_every == "auto" else [config.output.checkpoint_every]
-        limits = [call, training.rounds - done, *(n - done % n for n in every)]
+        limits = [call, self.driver.block, training.rounds - done, *(n - done % n for n in every)]
         limits += [self.driver.rounds_left_in_phase(done), self.driver.plan.until_adapted(done) or call]
         return min(limits)
 
-    def _recorded(self, metrics: Any, rounds: int, cohorts: list[Any], over: bool) -> Step:
-        """The rows of these rounds, the last one with its test."""
-        training, driver = self.experiment.config.training, self.driver
+    def _recorded(self, metrics: Any, seen: Seen, due: np.ndarray, cohorts: list[Any], over: bool) -> Step:
+        """The rows of these rounds, with the tests that were due."""
+        training, plan, rounds = self.experiment.config.training, self.driver.plan, len(due)
         elapsed = self.base + time.perf_counter() - self.began
-        plan = driver.plan
         steps = plan.steps(self.done, rounds)
-        metrics = jax.tree.map(lambda m: m[:rounds], metrics)
         broken = None if self.guaranteed else first_not_finite(metrics)
         if broken is not None:  # what comes after is of no use
             metrics = jax.tree.map(lambda m: m[: broken[0] + 1], metrics)
         rows = rows_from(metrics, self.done + 1, elapsed_seconds=elapsed)
-        lanes = self.lanes or default_lanes(driver.slots, self.devices)
+        lanes, status, divergence = self.lanes or default_lanes(self.driver.slots, self.devices), None, None
         for i, row in enumerate(rows):
             if plan.simulation is not None and plan.clock is not None:
                 before = steps[i - 1].seconds if i else plan.clock.seconds
@@ -248,42 +248,34 @@ class Loop:
                 epsilon = self.ledger.spend(cohorts[i])
                 self.spent = epsilon = None if epsilon is None else max(epsilon, self.spent or 0.0)
                 row |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
+            self.first = self.first or row
+            what = broken[1] if broken is not None and i == broken[0] else None
+            if what is None and due[i]:
+                what = self._tested(row, jax.tree.map(lambda x, i=i: x[i], seen))
+            if what is not None:
+                status, divergence, rows = "diverged", Divergence(row["round"], what), rows[: i + 1]
+                break
+        metrics = jax.tree.map(lambda m: m[: len(rows)], metrics)
         found = entries(metrics, self.done + 1, steps[: len(rows)]) if self.each_client else None
-        if broken is not None:
-            return Step(rows, found, "diverged", Divergence(self.done + len(rows), broken[1]))
-        self.first = self.first or rows[0]
-        done = self.done + rounds
-        last = "finished" if done == training.rounds else "spent" if over else None
-        due = done % self.block == 0 or last is not None
-        if due and self.guaranteed and not self._finite():  # what no client's own measures may tell
-            return Step(rows, found, "diverged", Divergence(done, "a parameter"))
-        examined = driver.examined(done - 1) if due else {}
-        for on, examples in examined.items():
-            rows[-1] = with_test(rows[-1], self._measured(on, examples), on)
-            hidden = self.guaranteed and of_clients(self.experiment.data, on)
-            if rows[-1][f"{on}_loss"] is None and not hidden:
-                return Step(rows, found, "diverged", Divergence(done, f"{on}_loss"))
-        if examined and self.choice is not None:
-            score = self.choice.score(rows[-1])
-            if score > max(self.scores, default=WORST):
-                self.best, self.best_round = jax.tree.map(np.asarray, self.federation.params), done
-            rows[-1]["best_round"] = self.best_round
-            self.scores.append(score)
-            last = last or ("plateau" if stalled(self.scores, training.patience, training.min_improvement) else None)
-        return Step(rows, found, last)
+        if status is None:
+            status = "finished" if self.done + rounds == training.rounds else "spent" if over else None
+        if status is None and due[-1] and stalled(self.scores, training.patience, training.min_improvement):
+            status = "plateau"
+        return Step(rows, found, status, divergence)
 
-    def _finite(self) -> bool:
-        """Whether all parameters of the global model are finite."""
-        return all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(self.federation.params))
-
-    def _measured(self, on: str, examples: Any) -> dict[str, Any]:
-        """How good the global model is on these examples."""
-        params = jax.device_put(self.federation.params, self.devices[0])
-        values = jax.tree.map(np.asarray, self.evaluate(params, examples) | self.calibrate(params, examples))
-        values.pop("class_loss", None)
-        of_classes = values["class_accuracy"]
-        balanced = of_classes[~np.isnan(of_classes)].mean(dtype=np.float64)
-        return {**values, "balanced_accuracy": balanced, "majority": self.driver.majority[on]}
+    def _tested(self, row: Row, seen: Seen) -> str | None:
+        """Adds to a row how good its model is, and returns what is not finite of it, if anything."""
+        if self.guaranteed and not seen.finite:  # what no client's own measures may tell
+            return "a parameter"
+        for on, scores in seen.scores.items():
+            row |= with_test({}, {**scores, "majority": self.driver.majority[on]}, on)
+            if row[f"{on}_loss"] is None and not (self.guaranteed and of_clients(self.experiment.data, on)):
+                return f"{on}_loss"
+        if seen.scores and self.choice is not None:
+            self.best_round = row["round"] if seen.better else self.best_round
+            row["best_round"] = self.best_round
+            self.scores.append(self.choice.score(row))
+        return None
 
     def _try_widths(self) -> None:
         """Times lane widths, and goes on with the best."""

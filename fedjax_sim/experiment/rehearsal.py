@@ -24,7 +24,7 @@ def rehearse(experiment: Experiment, devices: list[Any]) -> None:
     Raises:
       InputError: data that the model, the algorithm or [execution] does not take.
     """
-    driver = Driver(experiment, devices, block=1)
+    driver = Driver(experiment, devices)
     for phase in experiment.phases:
         _check(phase.data)
     data, model, algorithm = experiment.data, experiment.model, experiment.algorithm

@@ -286,7 +286,7 @@ def _ended(folder: Path) -> Summary | None:
 def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
     """All parameters of the last model and, if any was chosen and may be, of the best, as folders of arrays."""
     best = loop.best_round and keeps_the_best(experiment.private, experiment.data)
-    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best if best else None}
+    models = {MODEL: loop.federation.params, BEST_MODEL: loop.best.params if best else None}
     for name, params in models.items():
         if params is not None:
             partial = folder / f"{name}{PARTIAL}"

@@ -9,14 +9,12 @@ import numpy as np
 
 from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
-from fedjax_sim.core.calibrate import make_calibration
 from fedjax_sim.core.devices import deal, replicate
-from fedjax_sim.core.evaluate import make_evaluation
 from fedjax_sim.core.host import memory_bytes
 from fedjax_sim.core.many import make_many
 from fedjax_sim.core.round import wire_bits
 from fedjax_sim.core.simulate import make_rounds
-from fedjax_sim.core.types import Population, PyTree
+from fedjax_sim.core.types import Population, PyTree, RoundMetrics
 from fedjax_sim.data import Phase
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sampling import Sampler
@@ -25,6 +23,7 @@ from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.config import Config, parse_config
 from fedjax_sim.experiment.federation import held_out_examples
 from fedjax_sim.experiment.plan import Plan, federation, round_of, start
+from fedjax_sim.experiment.watch import make_scores
 
 STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most
 SEED = "training.seed"
@@ -188,8 +187,7 @@ class Program:
         refuse_slots(experiment, self.slots)
         training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients
         self.block = min(training.evaluate_every, training.rounds)
-        evaluate = make_evaluation(model.metric_fn, classes=experiment.data.classes)
-        calibrate = make_calibration(model.logits_fn) if experiment.data.classes == 2 else lambda params, test: {}
+        scores = make_scores(experiment, calibrated=experiment.data.classes == 2)
         lanes = 1 if devices[0].platform == "cpu" else None
 
         def algorithm(values: dict[str, Any], seed: Any) -> Any:
@@ -197,27 +195,29 @@ class Program:
                 return experiment.algorithm
             return assemble(experiment.config, model, clients, values, seed)
 
+        def watch(state: Any, metrics: RoundMetrics, kept: Any, test: Any, due: Any) -> tuple[Any, dict[str, Any]]:
+            def look() -> dict[str, Any]:
+                found = scores(federation(state).params, test)
+                return {name: found.get(name, jnp.float32(jnp.nan)) for name in MEASURED}
+
+            nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(look))
+            return kept, jax.lax.cond(due, look, lambda: nothing)
+
         def advance(state: Any, given: Any, shared: Any) -> tuple[Any, Any]:
             values, seed, key, where, tables = given
             population, tests, rounds, due = shared
             round_fn = round_of(experiment, algorithm(values, seed), [jax.local_devices()[0]], lanes)
             own = population._replace(offsets=population.offsets[where])
-            state, metrics = make_rounds(round_fn, max_rounds=self.block)(state, own, key, rounds, tables, 0)
+            test = jax.tree.map(lambda x: x[where], tests)
+            run = make_rounds(round_fn, max_rounds=self.block, watch=watch)
+            state, _, metrics, seen = run(state, (), own, key, rounds, tables, 0, test, due)
             counted = (metrics.ids >= 0) & ~metrics.rejected
             weight = jnp.where(counted, metrics.examples, 0)
             weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
             bits = metrics.uplink_bits
             sent = jnp.stack([(bits >> 16).sum(), (bits & 0xFFFF).sum()])  # exact, where one sum would overflow
             found = {"losses": jnp.sum(weight * jnp.where(counted, metrics.loss_before, 0), 1), "sent": sent}
-
-            def tested() -> dict[str, Any]:
-                params, test = federation(state).params, jax.tree.map(lambda x: x[where], tests)
-                scores = evaluate(params, test) | calibrate(params, test)
-                scores |= {"balanced_accuracy": jnp.nanmean(scores["class_accuracy"])}
-                return {name: scores.get(name, jnp.float32(jnp.nan)) for name in MEASURED}
-
-            untested = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(tested))
-            return state, found | jax.lax.cond(due, tested, lambda: untested)
+            return state, found | jax.tree.map(lambda x: x[rounds - 1], seen)
 
         def begin(params: Any, values: dict[str, Any], seeds: Any, places: int) -> Any:
             def one(params: Any, values: dict[str, Any], seed: Any) -> Any:
@@ -332,7 +332,7 @@ class Program:
         plans = {id(plan): plan for plan in self.plans}  # each once, however many runs share it
         each = {name: plan.tables(self.done, rounds).padded(self.block) for name, plan in plans.items()}
         tables = jax.tree.map(lambda *rows: np.stack(rows), *(each[id(plan)] for plan in self.plans))
-        shared = (*self.shared, jnp.int32(rounds), jnp.asarray(due))
+        shared = (*self.shared, jnp.int32(rounds), np.arange(self.block) == (rounds - 1 if due else -1))
         self.states, found = self.many(self.states, (*self.given, tables), shared, self.active)
         beside = {name: self._beside(plan, each[name].ids, rounds) for name, plan in plans.items()}
         more, seconds = zip(*(beside[id(plan)] for plan in self.plans), strict=True)
