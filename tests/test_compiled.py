@@ -73,11 +73,12 @@ def test_a_folder_that_cannot_be_written_changes_nothing(tmp_path):
     assert (done.stdout, done.stderr) == ("42.0 0\n", "")
 
 
-def test_a_whole_command_keeps_its_programs(tmp_path):
-    settings = ("model.name=logistic", "training.rounds=1", f"output.folder={tmp_path / 'runs'}")
-    done = command(tmp_path, "", "-m", "fedjax_sim", "run", *[part for s in settings for part in ("--set", s)])
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [entry for entry in entries(tmp_path) if entry.name.startswith("jit_program")]
+def test_a_whole_command_keeps_its_programs_and_finds_them_for_other_rates_and_seeds(tmp_path):
+    for more in ((), ("algorithm.learning_rate=0.3", "training.seed=1")):
+        settings = ("model.name=logistic", "training.rounds=1", f"output.folder={tmp_path / 'runs'}", *more)
+        done = command(tmp_path, "", "-m", "fedjax_sim", "run", *[part for s in settings for part in ("--set", s)])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len([entry for entry in entries(tmp_path) if entry.name.startswith("jit_program")]) == 1
 
 
 def test_what_the_user_says_counts(home):

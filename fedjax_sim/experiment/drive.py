@@ -14,13 +14,13 @@ from fedjax_sim.core.cohort import select
 from fedjax_sim.core.compile import tuned
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.core.host import HostMemory, memory_bytes, with_host_memory
-from fedjax_sim.core.simulate import make_simulation
+from fedjax_sim.core.simulate import make_rounds
 from fedjax_sim.core.types import Cohort, PyTree, RoundMetrics
 from fedjax_sim.data import FederatedData, phase_at, stream
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.federation import held_out_examples, majority, validation_examples
 from fedjax_sim.experiment.history import History
-from fedjax_sim.experiment.plan import Plan, round_of, start
+from fedjax_sim.experiment.plan import Plan, algorithm_with, rates, round_of, start
 
 SLICE_BYTES = 32e6  # about how much is handed over at once
 MEMORY_BYTES = 4e9  # of all that clients remember, from which on it is kept on disk
@@ -50,6 +50,7 @@ class Driver:
         self.slots = self.plan.slots
         self.place = partial(replicate, devices=devices)
         self.key = self.place(jax.random.key(self.seed))
+        self.given = {name: np.float32(value) for name, value in rates(experiment).items()}, np.uint32(self.seed)
         self.streams = _streams(experiment)
         self.start = -1  # of the phase that is loaded
         self.population: Any = None
@@ -84,9 +85,13 @@ class Driver:
         uniform = training.sampling == "uniform" and training.adapt_steps == "none" and self.plan.clock is None
         self.drawn_on_device = uniform and not self.streams and self.memory is None  # the same cohorts as on the host
         slots = self.slots if self.drawn_on_device else None
-        self.simulate = make_simulation(
-            self.round_fn(lanes), cohort_size=slots, max_rounds=self.block, watch=self.watch
-        )
+
+        def program(given: tuple[dict[str, Any], Any], *arguments: Any) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
+            round_fn = round_of(self.experiment, algorithm_with(self.experiment, *given), self.devices, lanes)
+            run = make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, watch=self.watch)
+            return run(*arguments)
+
+        self.program = tuned(program, donate_argnums=(1, 2))
 
     def rounds_left_in_phase(self, done: int) -> int:
         """Rounds until the data change."""
@@ -105,14 +110,16 @@ class Driver:
         ids = most = turn = None
         if not self.drawn_on_device:
             ids, most, turn = self.place(self.plan.tables(done, rounds).padded(self.block))
-        state, metrics, kept, seen = self.simulate(
-            state, self.population, self.key, rounds, ids, most_steps=most, turns=turn, watched=self._watched(kept, due)
-        )
+        state, kept, metrics, seen = self._call(state, kept, self.population, due, (ids, most, turn))
         metrics, seen = jax.tree.map(lambda m: m[:rounds], jax.device_get((metrics, seen)))
         return state, kept, metrics, seen
 
-    def _watched(self, kept: PyTree, due: np.ndarray) -> tuple[PyTree, PyTree, np.ndarray]:
-        return kept, self.held_out, np.pad(due, (0, self.block - len(due)))
+    def _call(
+        self, state: Any, kept: PyTree, source: Any, due: np.ndarray, tables: tuple[Any, ...], first: int = 0
+    ) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
+        """Rounds of one slice of the population, whose tables begin at row `first`."""
+        watched = self.held_out, np.pad(due, (0, self.block - len(due)))
+        return self.program(self.given, state, kept, source, self.key, len(due), tables, first, *watched)
 
     def _advance_hosted(
         self, state: Any, kept: PyTree, done: int, due: np.ndarray
@@ -143,10 +150,8 @@ class Driver:
             if done >= self.held_until:
                 self._hold(done)
             now = min(last, self.held_until) - done
-            watched = self._watched(kept, due[:now])
-            state, metrics, kept, seen = self.simulate(
-                state, self.held, self.key, now, first=done - self.held_from, watched=watched
-            )
+            none = (None, None, None)
+            state, kept, metrics, seen = self._call(state, kept, self.held, due[:now], none, done - self.held_from)
             parts.append(jax.tree.map(lambda m, now=now: m[:now], (metrics, seen)))
             done, due = done + now, due[now:]
         return state, kept, *jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(parts))

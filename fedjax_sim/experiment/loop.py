@@ -209,9 +209,9 @@ class Loop:
                 return
             self.driver.plan.adapt(self.done, (self.first or {}).get("loss_before"), step.rows[-1]["loss_before"])
             every = config.output.checkpoint_every
-            due = time.perf_counter() - self.saved_at >= SAVE_SECONDS if every == "auto" else self.done % every == 0
+            old = time.perf_counter() - self.saved_at >= SAVE_SECONDS if every == "auto" else self.done % every == 0
             stopping = stop()
-            if due or stopping:
+            if old or stopping:
                 self.save()
             if stopping:
                 raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """Who trains in each round of a run, and when: made on the host, as tables that the rounds are given."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, tee
 from typing import Any, NamedTuple
 
@@ -13,11 +13,12 @@ from fedjax_sim.core.round import init, make_round
 from fedjax_sim.core.types import PyTree, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sampling import Sampler, draw_rounds
-from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.build import Experiment, assemble, continuous
 from fedjax_sim.experiment.clock import VERSIONS, Clock, Simulation, adacomm, planned
 from fedjax_sim.network import ServerStep
 from fedjax_sim.network.turns import Row
 
+RATES = ("learning_rate", "server_learning_rate")
 _ALL = np.iinfo(np.int32).max  # steps, of a client that nothing limits
 
 
@@ -140,6 +141,24 @@ def start(experiment: Experiment, algorithm: Algorithm, params: PyTree, *, place
     if simulation is None or simulation.turns is None:
         return init(algorithm, params, clients, memory_rows=rows)
     return init_buffered(algorithm, params, clients, places=places, versions=VERSIONS, mixing=simulation.mixing)
+
+
+def rates(experiment: Experiment) -> dict[str, float]:
+    """Numbers of [algorithm] that a program is told and does not contain, so that another value compiles nothing."""
+    config = experiment.config
+    free = frozenset() if experiment.private is not None else continuous(config)
+    values = {name: getattr(config.algorithm, name) for name in RATES if name in free}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def algorithm_with(experiment: Experiment, values: Mapping[str, Any], seed: Any) -> Algorithm:
+    """The algorithm with these numbers of [algorithm] and this seed of the run, which may be traced.
+
+    Under privacy, which settles both, it is the experiment's own.
+    """
+    if experiment.private is not None:
+        return experiment.algorithm
+    return assemble(experiment.config, experiment.model, experiment.data.num_clients, values, seed)
 
 
 def federation(state: Any) -> RoundState:

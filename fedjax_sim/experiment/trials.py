@@ -18,11 +18,11 @@ from fedjax_sim.core.types import Population, PyTree, RoundMetrics
 from fedjax_sim.data import Phase
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.experiment.build import Experiment, assemble, continuous, make_model
+from fedjax_sim.experiment.build import Experiment, continuous, make_model
 from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.config import Config, parse_config
 from fedjax_sim.experiment.federation import held_out_examples
-from fedjax_sim.experiment.plan import Plan, federation, round_of, start
+from fedjax_sim.experiment.plan import Plan, algorithm_with, federation, round_of, start
 from fedjax_sim.experiment.watch import make_scores
 
 STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most
@@ -190,11 +190,6 @@ class Program:
         scores = make_scores(experiment, calibrated=experiment.data.classes == 2)
         lanes = 1 if devices[0].platform == "cpu" else None
 
-        def algorithm(values: dict[str, Any], seed: Any) -> Any:
-            if experiment.private is not None:
-                return experiment.algorithm
-            return assemble(experiment.config, model, clients, values, seed)
-
         def watch(state: Any, metrics: RoundMetrics, kept: Any, test: Any, due: Any) -> tuple[Any, dict[str, Any]]:
             def look() -> dict[str, Any]:
                 found = scores(federation(state).params, test)
@@ -206,7 +201,7 @@ class Program:
         def advance(state: Any, given: Any, shared: Any) -> tuple[Any, Any]:
             values, seed, key, where, tables = given
             population, tests, rounds, due = shared
-            round_fn = round_of(experiment, algorithm(values, seed), [jax.local_devices()[0]], lanes)
+            round_fn = round_of(experiment, algorithm_with(experiment, values, seed), [jax.local_devices()[0]], lanes)
             own = population._replace(offsets=population.offsets[where])
             test = jax.tree.map(lambda x: x[where], tests)
             run = make_rounds(round_fn, max_rounds=self.block, watch=watch)
@@ -221,7 +216,7 @@ class Program:
 
         def begin(params: Any, values: dict[str, Any], seeds: Any, places: int) -> Any:
             def one(params: Any, values: dict[str, Any], seed: Any) -> Any:
-                return start(experiment, algorithm(values, seed), params, places=places)
+                return start(experiment, algorithm_with(experiment, values, seed), params, places=places)
 
             return jax.vmap(one)(params, values, seeds)
 
