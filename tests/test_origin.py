@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import one_line
 from dp_accounting.pld import privacy_loss_distribution as pld
-from runs import QUICK, commands
+from runs import QUICK, inside
 
 from fedjax_sim import InputError
 from fedjax_sim.data import FederatedData, from_clients, open_store, save
@@ -569,17 +569,18 @@ def test_reports_show_what_was_trained_and_keep_other_data_apart(begun: Path, tm
     assert [*groups[0].settings] == ["data.content"]
 
 
-def test_the_commands(begun: Path, tmp_path: Path) -> None:
+def test_the_commands(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     folder = Path(shutil.copytree(begun, tmp_path / "run"))
     text = (folder / "config.toml").read_text()
-    with commands() as command:
-        (folder / "config.toml").write_text(text.replace("batch_size = 16", "batch_size = 32"))
-        status, _, err = command(tmp_path, "resume", "run")
-        assert (status, err.count("\n")) == (2, 1)
-        assert "training.batch_size: 16 -> 32" in err
-        status, out, err = command(tmp_path, "resume", "run", "--set", "training.batch_size=32")
-        assert (status, err) == (0, "")
-        assert "from round 3 on: training.batch_size: 16 -> 32." in out
-        status, out, err = command(tmp_path, "report", "run")
-        assert (status, err) == (0, "")
-        assert "from round 3 on: training.batch_size: 16 -> 32." in out
+    (folder / "config.toml").write_text(text.replace("batch_size = 16", "batch_size = 32"))
+    status, _, err = inside("resume", "run")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "training.batch_size: 16 -> 32" in err
+    status, out, err = inside("resume", "run", "--set", "training.batch_size=32")
+    assert (status, err) == (0, "")
+    assert "from round 3 on: training.batch_size: 16 -> 32." in out
+    status, out, err = inside("report", "run")
+    assert (status, err) == (0, "")
+    assert "from round 3 on: training.batch_size: 16 -> 32." in out
