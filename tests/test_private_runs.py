@@ -201,7 +201,7 @@ def test_what_a_run_took_for_its_sampling_is_written(tmp_path: Path) -> None:
     assert (plain.training.sampling, build(plain).config.training.sampling) == (None, "uniform")
     assert 'training.sampling = "uniform"' in explained(plain)
     assert 'training.sampling = "poisson" (default "uniform")' in explained(private)
-    found = trained(tmp_path / "private", *GAUSSIAN, "privacy.noise_multiplier=3.0", "training.rounds=1")
+    found = trained(tmp_path / "private", *GAUSSIAN, "privacy.noise_multiplier=3.0")
     assert load_config(tmp_path / "private" / "config.toml").training.sampling == "poisson"
     assert "poisson sampling" in (found.summary.privacy or "")
 
