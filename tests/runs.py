@@ -74,9 +74,9 @@ def inside(*arguments: str) -> Ended:
 
 # Imports take seconds: one process has done them, and each command is a child of it that begins as the real one does.
 FORKING = """
-import importlib, json, os, signal, sys, time, warnings
+import importlib, json, os, resource, signal, sys, time, warnings
 import fedjax_sim.cli.entry, fedjax_sim.experiment.progress, fedjax_sim.experiment.run, fedjax_sim.plots
-import killing, sklearn.datasets
+import jax, killing, sklearn.datasets
 
 for name in sys.argv[1:]:
     importlib.import_module(name)
@@ -85,7 +85,7 @@ def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 for line in sys.stdin:
-    folder, arguments, watched, seconds, die_at = json.loads(line)
+    folder, arguments, watched, seconds, die_at, limit = json.loads(line)
     before = size(watched)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that forking is dangerous; no thread has been started
@@ -96,6 +96,9 @@ for line in sys.stdin:
             os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         warnings.simplefilter("error")
         sys.argv = ["fedjax-sim", *arguments]
+        if limit is not None:
+            jax.config.update("jax_enable_compilation_cache", False)  # whose files are larger
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         killed = None if die_at is None else killing.die_at(die_at)
         try:
             fedjax_sim.cli.main()
@@ -135,7 +138,8 @@ Command = Callable[..., tuple[int, str, str]]
 def commands(*imports: str, **environment: str) -> Iterator[Command]:
     """A function of a folder and of arguments: exit status, stdout and stderr. With `seconds`, the command is killed
     after so many, counted from when the file `watched` has grown if one is given; with `die_at`, at that operation on a
-    file (see `killing`), and of one that comes to its end the file FOLDER.operations says how many there were.
+    file (see `killing`), and of one that comes to its end the file FOLDER.operations says how many there were. With
+    `limit`, no file may grow beyond so many bytes.
     `imports` are modules that the commands use."""
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parent), str(here)])
@@ -148,9 +152,14 @@ def commands(*imports: str, **environment: str) -> Iterator[Command]:
         assert told is not None
 
         def run(
-            folder: Path, *arguments: str, watched: str = "", seconds: float | None = None, die_at: int | None = None
+            folder: Path,
+            *arguments: str,
+            watched: str = "",
+            seconds: float | None = None,
+            die_at: int | None = None,
+            limit: int | None = None,
         ) -> tuple[int, str, str]:
-            given.write(json.dumps([str(folder), arguments, watched, seconds, die_at]) + "\n")
+            given.write(json.dumps([str(folder), arguments, watched, seconds, die_at, limit]) + "\n")
             given.flush()
             status = int(told.readline())
             out, err = (folder.with_name(f"{folder.name}.{name}").read_text() for name in ("out", "err"))

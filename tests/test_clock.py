@@ -86,27 +86,21 @@ def test_a_full_buffer_of_equal_clients_gives_the_history_of_federated_averaging
         assert other["simulated_seconds"] == pytest.approx(one["simulated_seconds"], rel=1e-6)
 
 
-def test_streamed_population_and_memory_on_disk_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("disk", [("execution.client_memory=disk",), pytest.param((), marks=pytest.mark.slow)])
+def test_streamed_population_and_memory_on_disk_change_nothing(tmp_path: Path, disk: tuple[str, ...]) -> None:
     common = ("network.profiles=lognormal", "network.policy=deadline", "network.deadline_seconds=2.0",
               "network.partial=true", "network.dropout=0.2", "algorithm.name=scaffold")  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [
-            trained(tmp_path / name, *common, *options)
-            for name, options in (
-                ("resident", ()),
-                ("streamed", ("execution.memory=stream",)),
-                ("both", ("execution.memory=stream", "execution.client_memory=disk")),
-            )
-        ]
-    assert any(row["dropped"] for row in found[0].rows)
-    for other in found[1:]:
-        for one, same in zip(rows_of(found[0]), rows_of(other), strict=True):
-            for name, value in one.items():
-                expected = value if not isinstance(value, float) else pytest.approx(value, rel=1e-5)
-                assert same[name] == expected, name
-        for name in ("round", "client", "steps", "asked", "late", "dropped", "staleness"):
-            assert other.table[name].tolist() == found[0].table[name].tolist()
+        resident = trained(tmp_path / "resident", *common)
+        other = trained(tmp_path / "streamed", *common, "execution.memory=stream", *disk)
+    assert any(row["dropped"] for row in resident.rows)
+    for one, same in zip(rows_of(resident), rows_of(other), strict=True):
+        for name, value in one.items():
+            expected = value if not isinstance(value, float) else pytest.approx(value, rel=1e-5)
+            assert same[name] == expected, name
+    for name in ("round", "client", "steps", "asked", "late", "dropped", "staleness"):
+        assert other.table[name].tolist() == resident.table[name].tolist()
 
 
 def test_nobody_available_makes_the_server_wait_and_say_so(tmp_path: Path) -> None:
@@ -237,7 +231,9 @@ SENT = {  # asked, late, failed in a round, and messages that were sent in it
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", SENT)
+@pytest.mark.parametrize(
+    "policy", [pytest.param(policy, marks=pytest.mark.slow) if policy == "deadline" else policy for policy in SENT]
+)
 def test_messages_that_come_too_late_were_sent_and_who_failed_sent_nothing(tmp_path: Path, policy: str) -> None:
     """In a run, and in the same run as part of a sweep."""
     settings = (*CLOCK, *SENT[policy])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import one_line
 from dp_accounting.pld import privacy_loss_distribution as pld
-from runs import QUICK, commands
+from runs import QUICK, inside
 
 from fedjax_sim import InputError
 from fedjax_sim.data import FederatedData, from_clients, open_store, save
@@ -70,6 +70,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted after two of four rounds."""
     return stopped(tmp_path_factory.mktemp("begun") / "run")
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with noise."""
+    return stopped(tmp_path_factory.mktemp("noisy") / "run", *NOISY)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with noise that was interrupted after one round."""
+    return stopped(tmp_path_factory.mktemp("once") / "run", *NOISY, calls=1)
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -215,14 +227,14 @@ def test_other_data_are_refused_unless_they_are_asked_for(tmp_path: Path) -> Non
     assert "other data in train labels" in summary.changes[0]
 
 
-def test_changes_that_a_run_cannot_go_on_with_are_named(begun: Path, tmp_path: Path) -> None:
+def test_changes_that_a_run_cannot_go_on_with_are_named(begun: Path, noisy: Path, tmp_path: Path) -> None:
     before = contents(begun)
     for rounds in (1, 2):
         with pytest.raises(InputError) as error:
             resume(begun, overrides=[f"training.rounds={rounds}"])
         one_line(error, f"training.rounds: {rounds}, and 2 rounds are done; give more")
     assert contents(begun) == before
-    folder = stopped(tmp_path / "private", *NOISY)
+    folder = Path(shutil.copytree(noisy, tmp_path / "private"))
     before = contents(folder)
     with pytest.raises(InputError) as error:
         resume(folder, overrides=["privacy.adaptive=true"])
@@ -231,9 +243,9 @@ def test_changes_that_a_run_cannot_go_on_with_are_named(begun: Path, tmp_path: P
     assert resume(folder).status == "finished"
 
 
-def test_other_files_that_settings_name_are_refused_too(tmp_path: Path) -> None:
+def test_other_files_that_settings_name_are_refused_too(begun: Path, tmp_path: Path) -> None:
     np.savetxt(owners := tmp_path / "owners.txt", np.arange(1437) % 5, fmt="%d")
-    first = stopped(tmp_path / "first", calls=1)
+    first = Path(shutil.copytree(begun, tmp_path / "first"))
     resume(first)
     network = tmp_path / "network.csv"
     network.write_text("downlink_bps,uplink_bps,seconds_per_step\n" + "1e6,1e6,0.1\n" * 5)
@@ -282,7 +294,7 @@ def test_a_change_that_moves_the_clock_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         resume(folder, overrides=["network.uplink_bps=2e6"])
     one_line(error, "network", "simulated seconds")
-    assert resume(folder, overrides=["algorithm.learning_rate=0.2"]).status == "finished"
+    assert resume(folder, overrides=["training.rounds=6"]).status == "finished"
 
 
 # --- what is spent stays spent ----------------------------------------------------------------------------------------
@@ -299,28 +311,27 @@ def gaussian(noise: float, rate: float = 1.0):
     return pld.from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=1e-3)
 
 
-def test_noise_that_is_edited_later_takes_nothing_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noise", [2.0, pytest.param(0.4, marks=pytest.mark.slow)])
+def test_noise_that_is_edited_later_takes_nothing_back(noisy: Path, tmp_path: Path, noise: float) -> None:
     """Case of the run whose noise went from 0.5 to 5.0 in its folder: its epsilon fell from 9.6 to 0.2."""
-    folder = stopped(tmp_path / "run", *NOISY)
+    folder = Path(shutil.copytree(noisy, tmp_path / "run"))
     before, text = epsilons(folder), (folder / "config.toml").read_text()
-    (folder / "config.toml").write_text(text.replace("noise_multiplier = 0.6", "noise_multiplier = 5.0"))
+    (folder / "config.toml").write_text(text.replace("noise_multiplier = 0.6", f"noise_multiplier = {noise}"))
     with pytest.raises(InputError) as error:
         resume(folder)
-    one_line(error, "privacy.noise_multiplier: 0.6 -> 5.0")
-    for noise in (5.0, 0.4):
-        again = Path(shutil.copytree(folder, tmp_path / f"noise {noise}"))
-        (again / "config.toml").write_text(text)
-        summary = resume(again, overrides=[f"privacy.noise_multiplier={noise}"])
-        found, two = epsilons(again), gaussian(0.6, 0.25).self_compose(2)
-        assert found[:2] == before
-        together = [two.compose(gaussian(noise, 0.25).self_compose(n)).get_epsilon_for_delta(1e-4) for n in (1, 2)]
-        assert found[2:] == pytest.approx(together, rel=1e-3)
-        assert found == sorted(found)
-        assert summary.epsilon == found[-1]
-        assert summary.privacy is not None
-        assert f"noise of {noise:g}" in summary.privacy
-        assert "after 2 rounds of gaussian noise of 0.6" in summary.privacy
-        assert f"privacy.noise_multiplier: 0.6 -> {noise}" in summary.changes[0]
+    one_line(error, f"privacy.noise_multiplier: 0.6 -> {noise}")
+    (folder / "config.toml").write_text(text)
+    summary = resume(folder, overrides=[f"privacy.noise_multiplier={noise}"])
+    found, two = epsilons(folder), gaussian(0.6, 0.25).self_compose(2)
+    assert found[:2] == before
+    together = [two.compose(gaussian(noise, 0.25).self_compose(n)).get_epsilon_for_delta(1e-4) for n in (1, 2)]
+    assert found[2:] == pytest.approx(together, rel=1e-3)
+    assert found == sorted(found)
+    assert summary.epsilon == found[-1]
+    assert summary.privacy is not None
+    assert f"noise of {noise:g}" in summary.privacy
+    assert "after 2 rounds of gaussian noise of 0.6" in summary.privacy
+    assert f"privacy.noise_multiplier: 0.6 -> {noise}" in summary.changes[0]
 
 
 def test_turns_of_a_client_under_two_kinds_of_noise_add_up(tmp_path: Path) -> None:
@@ -328,8 +339,8 @@ def test_turns_of_a_client_under_two_kinds_of_noise_add_up(tmp_path: Path) -> No
     given = [*NOISY, "training.sampling=all", "training.clients_per_round=20", "privacy.noise_multiplier=2.0"]
     folder = stopped(tmp_path / "run", *given, calls=1)
     assert resume(folder, overrides=["privacy.noise_multiplier=4.0"], stop=After(2)).rounds == 3
-    summary = resume(folder, overrides=["privacy.noise_multiplier=1.0"])
-    spent = [1 / 4, 1 / 4 + 1 / 16, 1 / 4 + 2 / 16, 1 / 4 + 2 / 16 + 1]
+    summary = resume(folder, overrides=["privacy.noise_multiplier=2.0"])
+    spent = [1 / 4, 1 / 4 + 1 / 16, 1 / 4 + 2 / 16, 2 / 4 + 2 / 16]
     exact = [dp_accounting.get_epsilon_gaussian(one**-0.5, 1e-4) for one in spent]
     assert epsilons(folder) == pytest.approx(exact, rel=2e-3)
     assert all(found >= least - 1e-9 for found, least in zip(epsilons(folder), exact, strict=True))
@@ -339,15 +350,15 @@ def test_turns_of_a_client_under_two_kinds_of_noise_add_up(tmp_path: Path) -> No
 def test_a_budget_counts_what_was_spent_before(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "run", *NOISY, "training.rounds=30")
     budget = epsilons(folder)[-1] + 0.5
-    summary = resume(folder, overrides=["privacy.noise_multiplier=1.5", f"privacy.epsilon={budget}"])
+    summary = resume(folder, overrides=["privacy.noise_multiplier=2.0", f"privacy.epsilon={budget}"])
     assert summary.status == "spent"
     assert 2 < summary.rounds < 30
     assert budget - 0.2 < (summary.epsilon or 0) <= budget
 
 
-def test_settings_that_spend_nothing_leave_epsilon_as_it_is(tmp_path: Path) -> None:
-    run(load_config(None, [*QUICK, "training.local_steps=2", *NOISY, f"output.folder={tmp_path}", "output.name=whole"]))
-    folder = stopped(tmp_path / "run", *NOISY)
+def test_settings_that_spend_nothing_leave_epsilon_as_it_is(noisy: Path, tmp_path: Path) -> None:
+    resume(Path(shutil.copytree(noisy, tmp_path / "whole")))
+    folder = Path(shutil.copytree(noisy, tmp_path / "run"))
     summary = resume(folder, overrides=["algorithm.learning_rate=0.2"])
     assert epsilons(folder) == epsilons(tmp_path / "whole")
     assert summary.privacy is not None
@@ -363,17 +374,18 @@ def test_settings_that_spend_nothing_leave_epsilon_as_it_is(tmp_path: Path) -> N
         ((), ("training.sampling=round_robin",), "relation add or remove one"),
         (("privacy.accountant=rdp",), ("privacy.noise_multiplier=2.0",), "not known"),
         (("privacy.guarantee=none",), ("privacy.guarantee=dp",), "give none together"),
-        (
+        pytest.param(
             ("privacy.mechanism=matrix", "training.sampling=round_robin"),
             ("privacy.noise_multiplier=2.0",),
             "not known",
+            marks=pytest.mark.slow,
         ),
     ],
 )
 def test_what_nobody_could_account_for_is_refused(
-    tmp_path: Path, given: tuple[str, ...], asked: tuple[str, ...], told: str
+    once: Path, tmp_path: Path, given: tuple[str, ...], asked: tuple[str, ...], told: str
 ) -> None:
-    folder = stopped(tmp_path / "run", *NOISY, *given, calls=1)
+    folder = stopped(tmp_path / "run", *NOISY, *given, calls=1) if given else once
     before = contents(folder)
     with pytest.raises(InputError) as error:
         resume(folder, overrides=asked)
@@ -381,9 +393,9 @@ def test_what_nobody_could_account_for_is_refused(
     assert contents(folder) == before
 
 
-def test_rounds_are_not_done_again_with_the_same_noise_at_another_scale(tmp_path: Path) -> None:
+def test_rounds_are_not_done_again_with_the_same_noise_at_another_scale(once: Path, tmp_path: Path) -> None:
     """Nor once their rows have been removed, by a resumption that was killed before it had done them again."""
-    folder = stopped(tmp_path / "run", *NOISY, calls=1)
+    folder = Path(shutil.copytree(once, tmp_path / "run"))
     history = (folder / "history.jsonl").read_text()
     with open(folder / "history.jsonl", "a") as file:
         file.write(history.replace('"round": 1', '"round": 2'))  # killed after round 2
@@ -420,8 +432,8 @@ def test_a_corrected_file_is_swept_and_tuned_anew(tmp_path: Path) -> None:
     assert max(result.accuracy[-1] or 0 for result in found["wrong"]) < 0.7
     assert min(result.accuracy[-1] or 0 for result in found["right"]) > 0.9
     assert tuned["right"].value > 0.9
-    fresh = sweep(config, trials[:1], tmp_path / "fresh", devices)
-    assert fresh[0].accuracy == found["wrong"][0].accuracy
+    fresh = sweep(config, trials, tmp_path / "fresh", devices)
+    assert [one.accuracy for one in fresh] == [one.accuracy for one in found["wrong"]]
 
 
 def test_each_trial_goes_by_the_files_that_it_reads_itself(tmp_path: Path) -> None:
@@ -459,11 +471,7 @@ def test_a_corrected_file_is_diagnosed_anew(tmp_path: Path) -> None:
 def test_a_history_of_other_data_is_no_evidence(begun: Path, tmp_path: Path) -> None:
     path = table(tmp_path / "study.csv")
     folder = tmp_path / "run"
-    run(
-        load_config(
-            None, [*QUICK, "data.name=csv", f"data.path={path}", f"output.folder={tmp_path}", "output.name=run"]
-        )
-    )
+    resume(stopped(folder, "data.name=csv", f"data.path={path}"))
     assert still_stands(folder, load_config(folder))
     table(path, shuffled=True)
     assert not still_stands(folder, load_config(folder))
@@ -472,14 +480,12 @@ def test_a_history_of_other_data_is_no_evidence(begun: Path, tmp_path: Path) -> 
     assert not still_stands(changed, load_config(changed))
 
 
-@pytest.mark.parametrize("overrides", [("algorithm.name=nonsense",), ("data.path=nothing.csv",)])
-def test_a_study_that_is_refused_or_fails_leaves_no_folder_that_blocks_the_next(
-    tmp_path: Path, overrides: tuple[str, ...]
-) -> None:
-    good = ["model.name=logistic", "training.rounds=2", "data.name=csv", f"data.path={table(tmp_path / 't.csv')}"]
-    bad, devices = load_config(None, [*good, *overrides]), jax.devices()[:1]
-    space = {"algorithm.learning_rate": Choice((0.1,))}
-    trials = [{"algorithm.learning_rate": 0.1, "training.seed": 0}]
+def test_a_study_that_is_refused_or_fails_leaves_no_folder_that_blocks_the_next(tmp_path: Path) -> None:
+    good = [*LEARNS, f"data.path={table(tmp_path / 't.csv')}"]
+    bad = [load_config(None, [*good, other]) for other in ("algorithm.name=nonsense", "data.path=nothing.csv")]
+    devices = jax.devices()[:1]
+    space = {"algorithm.learning_rate": Choice((0.3, 0.5))}
+    trials = [{"algorithm.learning_rate": rate, "training.seed": 0} for rate in (0.3, 0.5)]
 
     def fail(*_: object) -> None:
         raise MemoryError
@@ -487,15 +493,16 @@ def test_a_study_that_is_refused_or_fails_leaves_no_folder_that_blocks_the_next(
     studies = {
         "diagnosis": lambda c, told: diagnose(c, tmp_path / "diagnosis", seeds=2, causes=(), remedies=False, told=told),
         "sweep": lambda c, told: sweep(c, trials, tmp_path / "sweep", devices, told=told),
-        "study": lambda c, told: tune(c, space, tmp_path / "study", devices, trials=1, told=told),
+        "study": lambda c, told: tune(c, space, tmp_path / "study", devices, trials=2, batch=2, told=told),
     }
     for name, study in studies.items():
-        with pytest.raises(InputError):
-            study(bad, lambda *_: None)
-        assert not (tmp_path / name).exists()
+        for config in bad:
+            with pytest.raises(InputError):
+                study(config, lambda *_: None)
+            assert not (tmp_path / name).exists()
         if name != "study":  # which tells what was tried when it is kept already
             with pytest.raises(MemoryError):
-                study(load_config(None, [*good, "training.seed=3"]), fail)
+                study(load_config(None, [*good, "algorithm.learning_rate=0.2"]), fail)
             assert not (tmp_path / name).exists()
         study(load_config(None, good), lambda *_: None)
         assert (tmp_path / name / "config.toml").is_file()
@@ -531,7 +538,7 @@ def test_a_run_that_fails_before_its_first_round_is_done_leaves_no_folder(tmp_pa
     def fail(*_: object) -> None:
         raise MemoryError
 
-    given = [*QUICK, f"output.folder={tmp_path / 'runs'}", "output.name=failing"]
+    given = [*QUICK, "training.local_steps=2", f"output.folder={tmp_path / 'runs'}", "output.name=failing"]
     with pytest.raises(MemoryError):
         run(load_config(None, given), Reporter(fail, lambda rows: None, lambda: None))
     assert not (tmp_path / "runs" / "failing").exists()
@@ -555,26 +562,25 @@ def test_reports_show_what_was_trained_and_keep_other_data_apart(begun: Path, tm
     path, folders = tmp_path / "study.csv", []
     for seed, wrong in ((0, False), (1, False), (2, True)):
         table(path, shuffled=wrong)
-        given = ("data.name=csv", f"data.path={path}", f"training.seed={seed}", "training.rounds=1")
-        folders.append(
-            run(load_config(None, [*QUICK, *given, f"output.folder={tmp_path}", f"output.name=run{seed}"])).folder
-        )
+        given = ("data.name=csv", f"data.path={path}", f"training.seed={seed}")
+        folders.append(stopped(tmp_path / f"run{seed}", *given))
     groups, _ = group(read_runs(folders))
     assert [len(each.runs) for each in groups] == [2, 1]
     assert [*groups[0].settings] == ["data.content"]
 
 
-def test_the_commands(begun: Path, tmp_path: Path) -> None:
+def test_the_commands(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     folder = Path(shutil.copytree(begun, tmp_path / "run"))
     text = (folder / "config.toml").read_text()
-    with commands() as command:
-        (folder / "config.toml").write_text(text.replace("batch_size = 16", "batch_size = 64"))
-        status, _, err = command(tmp_path, "resume", "run")
-        assert (status, err.count("\n")) == (2, 1)
-        assert "training.batch_size: 16 -> 64" in err
-        status, out, err = command(tmp_path, "resume", "run", "--set", "training.batch_size=64")
-        assert (status, err) == (0, "")
-        assert "from round 3 on: training.batch_size: 16 -> 64." in out
-        status, out, err = command(tmp_path, "report", "run")
-        assert (status, err) == (0, "")
-        assert "from round 3 on: training.batch_size: 16 -> 64." in out
+    (folder / "config.toml").write_text(text.replace("batch_size = 16", "batch_size = 32"))
+    status, _, err = inside("resume", "run")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "training.batch_size: 16 -> 32" in err
+    status, out, err = inside("resume", "run", "--set", "training.batch_size=32")
+    assert (status, err) == (0, "")
+    assert "from round 3 on: training.batch_size: 16 -> 32." in out
+    status, out, err = inside("report", "run")
+    assert (status, err) == (0, "")
+    assert "from round 3 on: training.batch_size: 16 -> 32." in out

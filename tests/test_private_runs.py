@@ -168,7 +168,7 @@ def test_a_run_without_a_guarantee_says_so_in_every_row_and_line(tmp_path: Path)
 
 
 def test_a_run_without_noise_says_nothing_of_privacy(tmp_path: Path) -> None:
-    found = trained(tmp_path / "plain", "training.rounds=1")
+    found = trained(tmp_path / "plain")
     assert not {"epsilon", "guarantee", "clipped"} & found.rows[0].keys()
     assert found.summary.privacy is None
     assert "privacy" not in "".join(found.lines)
@@ -201,7 +201,7 @@ def test_what_a_run_took_for_its_sampling_is_written(tmp_path: Path) -> None:
     assert (plain.training.sampling, build(plain).config.training.sampling) == (None, "uniform")
     assert 'training.sampling = "uniform"' in explained(plain)
     assert 'training.sampling = "poisson" (default "uniform")' in explained(private)
-    found = trained(tmp_path / "private", *GAUSSIAN, NOISE, "training.rounds=1")
+    found = trained(tmp_path / "private", *GAUSSIAN, "privacy.noise_multiplier=3.0")
     assert load_config(tmp_path / "private" / "config.toml").training.sampling == "poisson"
     assert "poisson sampling" in (found.summary.privacy or "")
 
@@ -219,9 +219,19 @@ def test_a_weak_delta_is_warned_of() -> None:
 # --- one client's values end nothing ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["gaussian", "dp_sgd"])
+HELD_OUT = ("training.validation_fraction=0.5",)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "own"),
+    [
+        ("gaussian", HELD_OUT),
+        ("dp_sgd", ()),
+        pytest.param("gaussian", (), marks=pytest.mark.slow),
+        pytest.param("dp_sgd", HELD_OUT, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:inputs. column 0 has values")
-@pytest.mark.parametrize("own", [(), ("training.validation_fraction=0.5",)], ids=["public", "validation"])
 def test_one_clients_values_do_not_end_a_private_run(mechanism: str, own: tuple[str, ...], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     clients = [{"inputs": rng.normal(size=(20, 4)).astype(np.float32), "labels": np.arange(20) % 2} for _ in range(10)]

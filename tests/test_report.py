@@ -147,7 +147,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Trai
     base = tmp_path_factory.mktemp("runs")
     options = {
         "network": ("network.profiles=lognormal", "data.local_test_fraction=0.3", "training.evaluate_every=2"),
-        "private": ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0",
+        "private": ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=3.0",
                     "training.sampling=poisson", "training.evaluate_every=1"),
     }  # fmt: skip
     return {name: (base / name, trained(base / name, *given)) for name, given in options.items()}

@@ -53,6 +53,13 @@ def left(folder: Path) -> tuple[list[Any], dict[str, Any], Any]:
     return [*rows, table], summary, clients.read_text() if clients.exists() else None
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to its end."""
+    folder = tmp_path_factory.mktemp("runs")
+    return Path(run(load_config(None, [*QUICK, f"output.folder={folder}", "output.name=ended"])).folder)
+
+
 class After:
     """Asks for an end once so many more calls were made."""
 
@@ -173,14 +180,13 @@ def test_a_lock_that_its_holder_removes_while_one_waits_for_it_keeps_nobody_out(
     assert not path.exists()
 
 
-def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_resumed_is_one_line(ended: Path, tmp_path: Path) -> None:
     overrides = [*QUICK, f"output.folder={tmp_path}"]
     with pytest.raises(InputError) as error:
         resume(tmp_path)
     one_line(error, str(tmp_path), "config.toml")
-    run(load_config(None, [*overrides, "output.name=ended"]))
     with pytest.raises(InputError) as error:
-        resume(tmp_path / "ended")
+        resume(ended)
     one_line(error, "ended (finished)")
     run(load_config(None, [*overrides, "output.name=broken"]), stop=After(2))
     folder = tmp_path / "broken"
@@ -203,12 +209,10 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
     assert len(warned) == 1
 
 
-def test_a_run_folder_is_repeated_under_another_name(tmp_path: Path) -> None:
-    first = run(load_config(None, [*QUICK, f"output.folder={tmp_path}", "output.name=first"]))
-    again = run(load_config(first.folder))
-    assert again.folder != first.folder
-    rows, _, _ = left(Path(again.folder))
-    assert rows == left(Path(first.folder))[0]
+def test_a_run_folder_is_repeated_under_another_name(ended: Path) -> None:
+    again = Path(run(load_config(ended)).folder)
+    assert again != ended
+    assert left(again)[0] == left(ended)[0]
 
 
 def test_what_a_first_checkpoint_left_when_it_was_killed_is_taken_away(tmp_path: Path) -> None:
@@ -226,9 +230,8 @@ def test_what_a_first_checkpoint_left_when_it_was_killed_is_taken_away(tmp_path:
 # --- lanes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("saved", [True, False])
 def test_a_run_keeps_the_lanes_that_it_began_with_whatever_others_find_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken up from a checkpoint, or from the beginning where it was killed before there was any."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -241,11 +244,12 @@ def test_a_run_keeps_the_lanes_that_it_began_with_whatever_others_find_out(
     run(load_config(None, [*overrides, "output.name=whole"]))
     assert run(load_config(None, [*overrides, "output.name=parts"]), stop=After(1)).status == "interrupted"
     folder = tmp_path / "parts"
-    if not saved:
-        shutil.rmtree(folder / checkpoint.FOLDER)
+    unsaved = Path(shutil.copytree(folder, tmp_path / "unsaved"))
+    shutil.rmtree(unsaved / checkpoint.FOLDER)
     remember(of_run, 2)
-    resume(folder)
-    assert {row["lanes"] for row in read_history(folder / "history.jsonl")} == {3}
-    assert left(folder) == left(tmp_path / "whole")
+    for each in (folder, unsaved):
+        resume(each)
+        assert {row["lanes"] for row in read_history(each / "history.jsonl")} == {3}
+        assert left(each) == left(tmp_path / "whole")
     run(load_config(None, [*overrides, "output.name=later"]))
     assert {row["lanes"] for row in read_history(tmp_path / "later" / "history.jsonl")} == {2}

@@ -65,7 +65,7 @@ def test_a_round_of_nobody_changes_nothing(federation, data):
     np.testing.assert_array_equal(metrics.ids, [-1, -1])
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("name", [pytest.param("fedavg", marks=pytest.mark.slow), "scaffold"])
 def test_streamed_rounds_equal_resident_rounds_bit_for_bit(federation, data, name):
     algorithm = make_algorithm(name)
     drawn = draw_rounds(uniform(6, 3), 0, 0, 4)
