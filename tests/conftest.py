@@ -11,8 +11,9 @@ from typing import NamedTuple
 # Nearly all the time of these tests is compiling small programs; what is optimised is tested where the command runs.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-if version("jaxlib").startswith("0.10."):  # half the compile time; later ones neither need nor know it
+if version("jaxlib").startswith("0.10."):  # less than half the compile time; later ones neither need nor know it
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"  # workers have a core each
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many runs are of one program, in several processes
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fedjax_sim_tests_")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

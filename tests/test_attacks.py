@@ -120,6 +120,7 @@ def test_attacks_that_look_at_nobody_stream(name):
     np.testing.assert_allclose(flat(moved), sent("fedavg", name)[0], atol=2e-6)
 
 
+@lru_cache
 def under_sign_flip(name, **options):
     """Model and metrics after two rounds of everybody, of whom two send five times the opposite."""
     federation = make_federation()

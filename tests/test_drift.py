@@ -201,13 +201,13 @@ HALVES, PAIRS = ((0, 1), (2, 3)), ((0, 3), (1, 2), (0, 1), (2, 3))
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("scaffold", {"option": 1}),
+        pytest.param("scaffold", {"option": 1}, marks=pytest.mark.slow),
         ("scaffold", {"option": 1, "cohorts": PAIRS}),
         ("scaffold", {"cohorts": PAIRS, "weighting": "examples"}),
-        ("scaffold", {"client_tx": optax.sgd(0.01, momentum=0.9)}),
-        ("feddyn", {"alpha": 1.0}),
+        pytest.param("scaffold", {"client_tx": optax.sgd(0.01, momentum=0.9)}, marks=pytest.mark.slow),
+        pytest.param("feddyn", {"alpha": 1.0}, marks=pytest.mark.slow),
         ("feddyn", {"alpha": 1.0, "cohorts": HALVES, "weighting": "examples"}),
-        ("feddc", {"alpha": 1.0}),
+        pytest.param("feddc", {"alpha": 1.0}, marks=pytest.mark.slow),
         ("feddc", {"alpha": 1.0, "client_tx": optax.sgd(0.01, momentum=0.9)}),
     ],
 )

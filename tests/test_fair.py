@@ -27,6 +27,17 @@ def mean_loss(w, client, federation=FEDERATION):
 
 
 @cache
+def runner(name, lanes, options):
+    """Four rounds, compiled once for any values of the options, which are traced."""
+    traced = lambda values: make_algorithm(name, **dict(zip(options, values, strict=True)))  # noqa: E731
+    return jax.jit(lambda *values: train(FEDERATION, traced(values), lanes=lanes))
+
+
+def trained(name, lanes, **options):
+    return runner(name, lanes, tuple(options))(*options.values())
+
+
+@cache
 def uniform_fedavg():
     return train(FEDERATION, make_algorithm("fedavg", weighting="uniform"))[0].params
 
@@ -44,17 +55,25 @@ def scalar_loss(w, batch, key):
 HARD = (0.0, 0.0, 0.0, 4.0)  # three clients that agree and one that does not
 
 
-def settle(name, rounds=400, client_tx=None, start=0.0, targets=HARD, **options):
-    """The state after many rounds with everybody, one full-batch step in each."""
-    algorithm = fs.ALGORITHMS[name](scalar_loss, client_tx=client_tx or optax.sgd(0.1), **options)
-    round_fn, cohort = fs.make_round(algorithm, batch_size=1), np.arange(len(targets), dtype=np.int32)
+@cache
+def settling(name, rounds, client_tx, options, targets):
+    cohort = np.arange(len(targets), dtype=np.int32)
 
     @jax.jit
-    def run(state):
+    def run(start, *values):
+        tx = client_tx or optax.sgd(0.1)
+        algorithm = fs.ALGORITHMS[name](scalar_loss, client_tx=tx, **dict(zip(options, values, strict=True)))
+        round_fn = fs.make_round(algorithm, batch_size=1)
         body = lambda _, s: round_fn(s, fs.select(scalar_population(targets), cohort), KEY)[0]  # noqa: E731
-        return jax.lax.fori_loop(0, rounds, body, state)
+        return jax.lax.fori_loop(0, rounds, body, fs.init(algorithm, start, len(targets)))
 
-    return run(fs.init(algorithm, jnp.float32(start), len(targets)))
+    return run
+
+
+def settle(name, rounds=400, client_tx=None, start=0.0, targets=HARD, **options):
+    """The state after many rounds with everybody, one full-batch step in each; one program for all values of the
+    options."""
+    return settling(name, rounds, client_tx, tuple(options), targets)(jnp.float32(start), *options.values())
 
 
 # --- q-FedAvg -------------------------------------------------------------------------------------------------------
@@ -77,7 +96,7 @@ def qffl(q, lipschitz):
 
 @pytest.mark.parametrize(("q", "lipschitz", "lanes"), [(2.0, None, 1), (0.5, 1.5, 3)])
 def test_qffl_equals_the_papers_pseudo_code(q, lipschitz, lanes):
-    states, metrics = train(FEDERATION, make_algorithm("qffl", q=q, lipschitz=lipschitz), lanes=lanes)
+    states, metrics = trained("qffl", lanes, q=q, **({} if lipschitz is None else {"lipschitz": lipschitz}))
     expected, weights = qffl(q, 1 / RATE if lipschitz is None else lipschitz)
     np.testing.assert_allclose(weights_of(last(states.params)), expected, atol=1e-5)
     np.testing.assert_allclose(metrics.weight, weights, rtol=1e-4)
@@ -88,7 +107,7 @@ def test_qffl_equals_the_papers_pseudo_code(q, lipschitz, lanes):
 
 
 def test_qffl_with_q_0_is_fedavg_with_uniform_weights_whatever_the_bound():
-    states, _ = train(FEDERATION, make_algorithm("qffl", q=0.0, lipschitz=0.7))
+    states, _ = trained("qffl", 3, q=0.0, lipschitz=0.7)
     assert_close(states.params, uniform_fedavg(), atol=1e-5)
 
 
@@ -139,7 +158,7 @@ def afl(gamma):
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_afl_equals_the_loop(lanes):
-    states, _ = train(FEDERATION, make_algorithm("afl", gamma=0.05), lanes=lanes)
+    states, _ = trained("afl", lanes, gamma=0.05)
     w, weights = afl(0.05)
     assert (weights == 0).any()  # else the projection is a shift alone
     np.testing.assert_allclose(weights_of(last(states.params)), w, atol=1e-5)
@@ -147,13 +166,13 @@ def test_afl_equals_the_loop(lanes):
 
 
 def test_afl_with_gamma_0_is_fedavg_with_uniform_weights():
-    states, _ = train(FEDERATION, make_algorithm("afl", gamma=0.0))
+    states, _ = trained("afl", 3, gamma=0.0)
     assert_close(states.params, uniform_fedavg(), atol=1e-5)
     np.testing.assert_allclose(states.server.weights, 1 / N, atol=1e-6)
 
 
 def test_afl_weights_stay_on_the_simplex_and_absent_clients_lose_alike():
-    states, _ = train(FEDERATION, make_algorithm("afl", gamma=0.01))
+    states, _ = trained("afl", 3, gamma=0.01)
     weights = np.concatenate([np.full((1, N), 1 / N), states.server.weights])
     for before, after, ids in zip(weights[:-1], weights[1:], COHORTS, strict=True):
         np.testing.assert_allclose(after.sum(), 1, atol=1e-5)

@@ -78,10 +78,10 @@ def alike(ids):
 @pytest.mark.parametrize(
     ("name", "base", "weighting", "lanes"),
     [
-        ("mime", Momentum, "examples", 1),
+        pytest.param("mime", Momentum, "examples", 1, marks=pytest.mark.slow),
         ("mime", Adam, "uniform", 3),
         ("mimelite", Momentum, "uniform", 3),
-        ("mimelite", Adam, "examples", 1),
+        pytest.param("mimelite", Adam, "examples", 1, marks=pytest.mark.slow),
     ],
 )
 def test_equals_the_papers_pseudo_code(name, base, weighting, lanes):

@@ -160,7 +160,10 @@ def test_local_steps_draw_masks_of_their_own():
 # --- statistics: batch normalisation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedavg_topk", "scaffold", "ditto"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", [pytest.param("fedavg", marks=SLOW), "fedavg_topk", "scaffold", "ditto"])
 def test_batch_norm_statistics_move_and_the_model_learns(federation, name):
     graph, params, statistics = nnx.split(Perceptron(rngs=nnx.Rngs(0), normalise=True), nnx.Param, nnx.BatchStat)
 
@@ -198,7 +201,12 @@ def uneven():
 
 @pytest.mark.parametrize(
     ("name", "weighting"),
-    [("fedavg", "examples"), ("fedavg_topk", "examples"), ("scaffold", "examples"), ("fedavg", "uniform")],
+    [
+        ("fedavg", "examples"),
+        pytest.param("fedavg_topk", "examples", marks=SLOW),
+        ("scaffold", "examples"),
+        ("fedavg", "uniform"),
+    ],
 )
 def test_the_server_averages_statistics_like_parameters_whatever_its_optimizer(uneven, name, weighting):
     x, population = uneven
@@ -278,7 +286,7 @@ def images():
 def test_every_small_model_by_name_learns(images, name):
     model = build_model(name, (8, 8, 1), 3, hidden=(16,))
     algorithm = fs.fedavg(model.loss_fn, client_tx=optax.sgd(0.05))
-    states, metrics = train(algorithm, model.params, images, 4, jnp.arange(4))
+    states, metrics = train(algorithm, model.params, images, 2, jnp.arange(4), batch_size=12)
     assert_learns(states, metrics)
     before, after = (fs.make_evaluation(model.metric_fn)(s.params, images.examples) for s in (states[0], states[-1]))
     assert after["loss"] < before["loss"]

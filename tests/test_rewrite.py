@@ -165,7 +165,9 @@ def test_max_pooling_and_its_gradient_take_the_first_of_equal_entries(window, st
     assert "select_and_scatter" not in program
 
 
-@pytest.mark.parametrize("batch", [1, 2, 9, 10, 11, 20, 21, 24, 25])
+@pytest.mark.parametrize(
+    "batch", [1, 10, 11, 24, 25, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 9, 20, 21))]
+)
 def test_weight_gradients_of_small_batches_are_outer_products(batch):
     x, kernel, dy = normal(batch, 80), normal(80, 64, seed=1), normal(batch, 64, seed=2)
 
@@ -240,8 +242,11 @@ def population():
     return fs.Population({"inputs": inputs, "labels": jnp.asarray(labels, jnp.int32)}, jnp.asarray([0, 7, 12, 24]))
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-@pytest.mark.parametrize("which", [0, 1], ids=["nnx", "linen"])
+@pytest.mark.parametrize(
+    ("which", "lanes"),
+    [(0, 3), (1, 1), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((0, 1), (1, 3)))],
+    ids=["nnx, 3 lanes", "linen, 1 lane", "nnx, 1 lane", "linen, 3 lanes"],
+)
 def test_a_round_of_ones_own_model_is_the_same(population, which, lanes):
     loss, params = list(losses())[which]
     algorithm = fs.fedavg(loss, client_tx=optax.sgd(0.1))
