@@ -220,3 +220,24 @@ def test_a_summary_says_what_was_chosen_on(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (told["chosen_by"], told["chosen_on"]) == ("accuracy", "validation")
     assert "on training examples held out by the clients" in "".join(run.lines)
+
+
+@pytest.mark.parametrize("promise", [(), ("privacy.guarantee=none",)], ids=["guaranteed", "not"])
+def test_a_run_that_diverges_on_the_way_ends_with_the_model_of_its_last_round(
+    tmp_path: Path, promise: tuple[str, ...]
+) -> None:
+    """Although the rounds after it were asked for in the same call. Without a guarantee more is looked at."""
+    settings = ("training.evaluate_every=1", "algorithm.name=fedavgm", "algorithm.server_learning_rate=3e34",
+                "privacy.mechanism=gaussian", "privacy.clip_norm=1", "privacy.noise_multiplier=2",
+                *promise)  # fmt: skip
+    long = trained(tmp_path / "long", *settings, "training.rounds=300")
+    assert long.summary.status == "diverged"
+    ended = len(long.rows)
+    assert 3 < ended < 299
+    short = trained(tmp_path / "short", *settings, f"training.rounds={ended}")
+    assert len(short.rows) == ended
+    for name in ("model", "best_model"):
+        folders = [tmp_path / each / name for each in ("long", "short")]
+        assert folders[0].exists() == folders[1].exists()
+        for file in folders[0].glob("*.npy"):
+            np.testing.assert_array_equal(np.load(file), np.load(folders[1] / file.name))

@@ -10,6 +10,7 @@ from conftest import one_line
 
 from fedjax_sim import InputError
 from fedjax_sim.data import DISAGREEMENTS, DRIFTS, PARTITIONS, SAMPLERS, SHIFTS, FederatedData, save
+from fedjax_sim.experiment import drive
 from fedjax_sim.experiment.config import Heterogeneity, load_config, to_toml
 from fedjax_sim.experiment.federation import Federation, make_federation
 from fedjax_sim.experiment.history import read_history
@@ -219,3 +220,17 @@ def test_tiny_clients_and_classes_nobody_has(tmp_path: Path) -> None:
     assert [row["clients"] for row in rows] == [3] * 4
     assert np.load(tmp_path / "a" / "per_client.npy")["examples"][:3].tolist() == [1, 2, 37]
     assert all(np.isfinite(row["loss_after"]) for row in rows)
+
+
+def test_what_a_clock_says_of_streamed_clients_follows_their_data(tmp_path: Path) -> None:
+    """Cohorts are read ahead, beyond the round in which the data change."""
+    common = ["model.name=logistic", "training.rounds=9", "training.evaluate_every=3", "network.profiles=constant",
+              "network.dropout=0.3", "heterogeneity.drift=concept", "heterogeneity.drift_round=4"]  # fmt: skip
+    histories = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drive, "SLICE_BYTES", 1)  # a round in each slice
+        for memory in ("device", "stream"):
+            config = load_config(None, [*common, f"execution.memory={memory}", f"output.folder={tmp_path / memory}"])
+            rows = read_history(Path(run(config).folder) / "history.jsonl")
+            histories.append([{k: v for k, v in row.items() if k != "elapsed_seconds"} for row in rows])
+    assert histories[0] == histories[1]

@@ -110,8 +110,9 @@ def narrowing(monkeypatch):
         ("mime", {}),  # a survey, the gradient over all examples
         ("scaffold", {"client_losses": "examples"}),  # memory, the mean gradient
         ("fedavg", {"local_sampling": "poisson"}),
+        ("ifca", {}),  # losses of several models within a lane
     ],
-    ids=["survey", "full losses", "poisson"],
+    ids=["survey", "full losses", "poisson", "clusters"],
 )
 def test_a_round_does_not_depend_on_it(narrowing, name, how):
     federation = make_federation()

@@ -287,3 +287,19 @@ def test_rewrite_is_true_or_false():
     algorithm = fs.fedavg(lambda p, b, k: b["x"] * p, client_tx=optax.sgd(0.1))
     with pytest.raises(fs.InputError, match="rewrite: 'yes'"):
         fs.make_round(algorithm, batch_size=1, rewrite="yes")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_windows_that_fit_nowhere_give_nothing(size):
+    """As they are written they give arrays without entries."""
+
+    def both(x, kernel):
+        pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 5, 5, 1), (1, 1, 1, 1), "VALID")
+        return pooled, jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    given = jnp.ones((1, size, size, 2)), jnp.ones((5, 5, 2, 3))
+    for found, plain in zip(quick(both)(*given), both(*given), strict=True):
+        assert found.shape == plain.shape
+        assert found.size == 0

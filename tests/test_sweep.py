@@ -188,6 +188,13 @@ def test_runs_that_change_on_the_way_are_swept_as_they_run_alone(tmp_path: Path,
             assert len({row.get("most_steps") for row in rows}) > 1
 
 
+def test_clients_without_examples_receive_nothing(tmp_path: Path) -> None:
+    base = config("data.min_examples=0", "data.alpha=0.02", "data.clients=60", "data.partition=dirichlet")
+    (result,) = sweep(base, over_seeds([{"algorithm.learning_rate": 0.1}], 0, 1), tmp_path / "sweep", DEVICES[:1])
+    alone = run(with_settings(base, {"algorithm.learning_rate": 0.1, "output.folder": str(tmp_path / "alone")}))
+    assert result.sent_bits == alone.uplink_bits + alone.downlink_bits
+
+
 RATES = {"algorithm.learning_rate": 0.1}
 
 

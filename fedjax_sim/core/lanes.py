@@ -62,7 +62,7 @@ def repeat(step: Callable[[Array, PyTree], PyTree], carry: PyTree, times: Array,
       carry: where it starts.
       times: int32[], of this lane.
       widths: of the block, as `ladder` says; `(1,)` for a lane without others, which is then a plain loop. With others,
-        the next `vmap` around is taken to be over the lanes.
+        the next `vmap` around over which `times` differ is taken to be over the lanes.
     """
     if widths == (1,):
         return lax.fori_loop(0, times, step, carry)
@@ -84,9 +84,16 @@ def repeat(step: Callable[[Array, PyTree], PyTree], carry: PyTree, times: Array,
         def of_lanes(x: Array, own: bool) -> Array:
             return x if own else jnp.broadcast_to(x, (lanes, *x.shape))
 
-        times = of_lanes(times, batched[2])
-        last = _common(jnp.stack(ends(times, widths)))
         axes = [0 if own else None for own in batched[0]]
+        carry = jax.tree.map(of_lanes, carry, batched[1])
+        if not batched[2]:  # not over lanes, but over what each of them does several times, models of clusters say
+
+            def together(index: Array, carry: PyTree) -> PyTree:
+                return jax.vmap(apply, in_axes=(axes, None, 0))(around, index, carry)
+
+            result = repeat(together, carry, times, widths)
+            return result, jax.tree.map(lambda _: True, result)
+        last = _common(jnp.stack(ends(times, widths)))
 
         def masked(around: list[Array], times: Array, index: Array, carry: PyTree) -> PyTree:
             new = apply(around, index, carry)
@@ -106,7 +113,7 @@ def repeat(step: Callable[[Array, PyTree], PyTree], carry: PyTree, times: Array,
             rest = descend(level + 1, last[level], jax.tree.map(lambda x: x[: widths[level + 1]], carry))
             return jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, 0, 0), carry, rest)
 
-        result = descend(0, 0, jax.tree.map(of_lanes, carry, batched[1]))
+        result = descend(0, 0, carry)
         return result, jax.tree.map(lambda _: True, result)
 
     return loop(traced.consts, carry, times)

@@ -35,14 +35,20 @@ def _floating(equation: core.JaxprEqn) -> bool:
     return all(jnp.issubdtype(dtype, jnp.floating) for dtype in _dtypes(equation))
 
 
+def _filled(equation: core.JaxprEqn) -> bool:
+    """Whether there is an entry in whatever goes in and comes out."""
+    results: list[Any] = [v.aval for v in equation.outvars]
+    return all(x.size for x in (*_operands(equation), *results))
+
+
 def _single(equation: core.JaxprEqn) -> bool:
     return all(dtype == jnp.float32 for dtype in _dtypes(equation))
 
 
 def _convolution(equation: core.JaxprEqn, arranged: bool) -> Callable[..., Array] | None:
     parameters, (lhs, rhs) = equation.params, _operands(equation)
-    known = _floating(equation) and 3 <= lhs.ndim <= 5 and lhs.size and rhs.size
     out: Any = equation.outvars[0].aval
+    known = _floating(equation) and 3 <= lhs.ndim <= 5 and lhs.size and rhs.size and out.size
     if known and (arranged or forms.patches_fit(lhs, rhs, out, parameters["dimension_numbers"])):
         return partial(forms.convolution, arranged=arranged, **parameters)
     return None
@@ -50,12 +56,12 @@ def _convolution(equation: core.JaxprEqn, arranged: bool) -> Callable[..., Array
 
 def _max_pool(equation: core.JaxprEqn, arranged: bool) -> Callable[..., Array] | None:
     small = math.prod(equation.params["window_dimensions"]) <= forms.UNROLLED
-    return partial(forms.max_pool, **equation.params) if small and _floating(equation) else None
+    return partial(forms.max_pool, **equation.params) if small and _floating(equation) and _filled(equation) else None
 
 
 def _max_pool_gradient(equation: core.JaxprEqn, arranged: bool) -> Callable[..., Array] | None:
     small = math.prod(equation.params["window_dimensions"]) <= forms.UNROLLED
-    if small and equation.params["select_prim"] is primitives.ge_p and _floating(equation):
+    if small and equation.params["select_prim"] is primitives.ge_p and _floating(equation) and _filled(equation):
         return partial(forms.max_pool_gradient, **equation.params)
     return None
 

@@ -38,6 +38,7 @@ def make_rounds(
     cohort_size: int | None = None,
     max_rounds: int,
     watch: Callable[..., tuple[PyTree, PyTree]] | None = None,
+    proceed: Callable[[PyTree], Array] | None = None,
 ) -> Callable[..., tuple[Any, RoundMetrics, PyTree, PyTree]]:
     """Up to `max_rounds` rounds as one function, not jitted yet.
 
@@ -46,6 +47,7 @@ def make_rounds(
       cohort_size: `C`.
       max_rounds: `R`.
       watch: `(state, metrics, kept, examined, due bool[]) -> (kept, seen)`, called after each round.
+      proceed: `kept -> bool[]`; False ends the call after this round, and the rows of those that follow stay zeros.
 
     Returns:
       `rounds_fn(state, kept, source, key, rounds, (cohorts, most_steps, turns), first, examined, due) -> (state, kept,
@@ -95,7 +97,16 @@ def make_rounds(
             state, kept, found = one(state, kept, i)
             return state, kept, jax.tree.map(lambda h, m: h.at[i].set(m), history, found)
 
-        state, kept, (metrics, seen) = lax.fori_loop(0, rounds, body, (state, kept, history))
+        go = proceed
+        if go is None:
+            state, kept, (metrics, seen) = lax.fori_loop(0, rounds, body, (state, kept, history))
+            return state, kept, metrics, seen
+
+        def goes_on(carry: tuple[Array, tuple[Any, PyTree, PyTree]]) -> Array:
+            return (carry[0] < rounds) & go(carry[1][1])
+
+        start = (jnp.int32(0), (state, kept, history))
+        _, (state, kept, (metrics, seen)) = lax.while_loop(goes_on, lambda c: (c[0] + 1, body(*c)), start)
         return state, kept, metrics, seen
 
     return program

@@ -37,13 +37,14 @@ class Driver:
         *,
         block: int = 1,
         watch: Callable[..., tuple[PyTree, PyTree]] | None = None,
+        proceed: Callable[[PyTree], Any] | None = None,
         memory: HostMemory | None = None,
         history: History | None = None,
     ):
-        """Prepares for the rounds after those of `history`, `block` at once at most, after each of which `watch` looks;
-        `use_lanes` comes before the first."""
+        """Prepares for the rounds after those of `history`, `block` at once at most, after each of which `watch` looks
+        and `proceed` says whether to go on; `use_lanes` comes before the first."""
         self.experiment, self.devices, self.block, self.memory = experiment, devices, block, memory
-        self.watch = watch
+        self.watch, self.proceed = watch, proceed
         self.seed = experiment.config.training.seed
         past = () if history is None else history.every("most_steps").tolist()
         self.plan = Plan(experiment, experiment.sampler, experiment.simulation, self.seed, past=past)
@@ -88,8 +89,8 @@ class Driver:
 
         def program(given: tuple[dict[str, Any], Any], *arguments: Any) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
             round_fn = round_of(self.experiment, algorithm_with(self.experiment, *given), self.devices, lanes)
-            run = make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, watch=self.watch)
-            return run(*arguments)
+            how: dict[str, Any] = {"watch": self.watch, "proceed": self.proceed}
+            return make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, **how)(*arguments)
 
         self.program = tuned(program, donate_argnums=(1, 2))
 
@@ -140,6 +141,8 @@ class Driver:
             state, metrics = self.hosted(state, cohort, self.key)
             kept, seen = self.look(state, metrics, kept, self.held_out, np.asarray(now))
             parts.append(jax.device_get((metrics, seen)))
+            if self.proceed is not None and not self.proceed(kept):
+                break
         return state, kept, *jax.tree.map(lambda *m: np.stack(m), *parts)
 
     def _advance_streamed(
@@ -154,6 +157,8 @@ class Driver:
             state, kept, metrics, seen = self._call(state, kept, self.held, due[:now], none, done - self.held_from)
             parts.append(jax.tree.map(lambda m, now=now: m[:now], (metrics, seen)))
             done, due = done + now, due[now:]
+            if self.proceed is not None and not self.proceed(kept):
+                break
         return state, kept, *jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(parts))
 
     def _hold(self, first: int) -> None:
@@ -180,14 +185,16 @@ class Driver:
         self.held_out = {on: self.place(part) for on, part in parts.items() if part is not None}
         self.majority = {on: majority(part["labels"]) for on, part in parts.items() if part is not None}
         if self.streams:
-            self.cohorts = stream(phase.data, self._tables(round, phase.data), place=self.place)
+            self.steps = deque()  # another one, for the tables of the phase before may still be read ahead
+            self.cohorts = stream(phase.data, self._tables(round, phase.data, self.steps), place=self.place)
             self.held_until = round
         else:
             self.population = None  # frees the one before first
             self.population = phase.data.population(self.place)
 
-    def _tables(self, first: int, data: FederatedData) -> Iterator[np.ndarray]:
-        """The cohorts from a round on, some rounds at a time: as many as a slice of moderate size has room for."""
+    def _tables(self, first: int, data: FederatedData, steps: deque[np.ndarray]) -> Iterator[np.ndarray]:
+        """The cohorts from a round on, some rounds at a time: as many as a slice of moderate size has room for. What
+        each client does at most goes into `steps`."""
         last, experiment = self.experiment.config.training.rounds, self.experiment
         plan = Plan(experiment, experiment.sampler, experiment.simulation, self.seed)  # further on than the rounds are
         width = sum(array[:1].nbytes for array in data.examples.values())
@@ -198,7 +205,7 @@ class Driver:
             ids, most, _ = plan.tables(begin, now)
             rest = np.full((rounds - now, self.slots), -1, np.int32)
             if most is not None:
-                self.steps.append(np.concatenate([most, rest]))
+                steps.append(np.concatenate([most, rest]))
             yield np.concatenate([ids, rest])
 
 

@@ -18,7 +18,7 @@ from fedjax_sim.core.types import RoundState
 from fedjax_sim.experiment import checkpoint
 from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.checkpoint import Arrays, Saved
-from fedjax_sim.experiment.choosing import choice, of_clients, stalled
+from fedjax_sim.experiment.choosing import TEST, VALIDATION, choice, of_clients, stalled
 from fedjax_sim.experiment.drive import Driver
 from fedjax_sim.experiment.folder import HISTORY, synced
 from fedjax_sim.experiment.history import History, Row, Rows, first_not_finite, rows_from, with_clock, with_test
@@ -97,8 +97,11 @@ class Loop:
         latest = history.latest("best_round")
         self.best_round = None if latest is None else int(latest)
         self.began, self.base = time.perf_counter(), self.last["elapsed_seconds"] if self.last else 0.0
-        watch = make_watch(experiment, self.choice, devices, strict=not self.guaranteed)
-        self.driver = Driver(experiment, devices, watch=watch, memory=memory, history=history)
+        heeded = [on for on in (TEST, VALIDATION) if not (self.guaranteed and of_clients(experiment.data, on))]
+        watch = make_watch(experiment, self.choice, devices, strict=not self.guaranteed, heeded=heeded)
+        self.driver = Driver(
+            experiment, devices, watch=watch, proceed=lambda best: best.sound, memory=memory, history=history
+        )
         longest = max(training.evaluate_every, min(LONGEST, CALL_ENTRIES // self.driver.slots))
         self.driver.block = min(training.rounds, longest)
         self.each_client = keeps_clients(experiment)
@@ -232,9 +235,10 @@ class Loop:
         training, plan, rounds = self.experiment.config.training, self.driver.plan, len(due)
         elapsed = self.base + time.perf_counter() - self.began
         steps = plan.steps(self.done, rounds)
+        wrong = np.flatnonzero(~seen.sound)  # the first of them was the last round that was done
+        last = int(wrong[0]) if len(wrong) else rounds - 1
+        metrics = jax.tree.map(lambda m: m[: last + 1], metrics)
         broken = None if self.guaranteed else first_not_finite(metrics)
-        if broken is not None:  # what comes after is of no use
-            metrics = jax.tree.map(lambda m: m[: broken[0] + 1], metrics)
         rows = rows_from(metrics, self.done + 1, elapsed_seconds=elapsed)
         lanes, status, divergence = self.lanes or default_lanes(self.driver.slots, self.devices), None, None
         for i, row in enumerate(rows):
@@ -249,13 +253,11 @@ class Loop:
                 self.spent = epsilon = None if epsilon is None else max(epsilon, self.spent or 0.0)
                 row |= {"epsilon": epsilon, "guarantee": "none" if epsilon is None else "dp"}
             self.first = self.first or row
-            what = broken[1] if broken is not None and i == broken[0] else None
-            if what is None and due[i]:
-                what = self._tested(row, jax.tree.map(lambda x, i=i: x[i], seen))
-            if what is not None:
-                status, divergence, rows = "diverged", Divergence(row["round"], what), rows[: i + 1]
-                break
-        metrics = jax.tree.map(lambda m: m[: len(rows)], metrics)
+            what = broken[1] if broken is not None else None
+            if due[i] and (what is None or i < last):
+                what = self._tested(row, jax.tree.map(lambda x, i=i: x[i], seen)) or what
+            if i == last and len(wrong):
+                status, divergence = "diverged", Divergence(row["round"], what or "the model")
         found = entries(metrics, self.done + 1, steps[: len(rows)]) if self.each_client else None
         if status is None:
             status = "finished" if self.done + rounds == training.rounds else "spent" if over else None

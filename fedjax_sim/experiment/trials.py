@@ -12,7 +12,6 @@ from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import deal, replicate
 from fedjax_sim.core.host import memory_bytes
 from fedjax_sim.core.many import make_many
-from fedjax_sim.core.round import wire_bits
 from fedjax_sim.core.simulate import make_rounds
 from fedjax_sim.core.types import Population, PyTree, RoundMetrics
 from fedjax_sim.data import Phase
@@ -185,7 +184,7 @@ class Program:
         self.experiment, self.varied, self.devices = experiment, tuple(varied), devices
         self.slots = -(-slots // len(devices)) * len(devices)
         refuse_slots(experiment, self.slots)
-        training, model, clients = experiment.config.training, experiment.model, experiment.data.num_clients
+        training = experiment.config.training
         self.block = min(training.evaluate_every, training.rounds)
         scores = make_scores(experiment, calibrated=experiment.data.classes == 2)
         lanes = 1 if devices[0].platform == "cpu" else None
@@ -209,7 +208,8 @@ class Program:
             counted = (metrics.ids >= 0) & ~metrics.rejected
             weight = jnp.where(counted, metrics.examples, 0)
             weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
-            bits = metrics.uplink_bits
+            bits = metrics.uplink_bits  # and those of the broadcast, which a clock counts itself
+            bits = bits if experiment.simulation is not None else jnp.concatenate([bits, metrics.downlink_bits])
             sent = jnp.stack([(bits >> 16).sum(), (bits & 0xFFFF).sum()])  # exact, where one sum would overflow
             found = {"losses": jnp.sum(weight * jnp.where(counted, metrics.loss_before, 0), 1), "sent": sent}
             return state, found | jax.tree.map(lambda x: x[rounds - 1], seen)
@@ -221,8 +221,6 @@ class Program:
             return jax.vmap(one)(params, values, seeds)
 
         self.start, self.extent = jax.jit(begin, static_argnums=3), (0, 0)
-        given = (experiment.algorithm, model.params, clients)
-        self.broadcast_bits = 0 if experiment.simulation is not None else wire_bits(*given)[0]
         self.many = make_many(advance, devices=devices, width=width)
         grounds = list(grounds) or [own_ground(experiment)]
         self.room, self.rows = len(grounds), max(rows, *(ground.rows for ground in grounds))
@@ -301,10 +299,10 @@ class Program:
         ground = self.grounds[place]
         return Plan(self.experiment, ground.sampler, clock, seed, data=ground.data, extent=self.extent)
 
-    def _beside(self, plan: Plan, ids: np.ndarray, rounds: int) -> tuple[int, float]:
+    def _beside(self, plan: Plan, rounds: int) -> tuple[int, float]:
         """Bits sent beside the messages in the rounds to come, and the clock after them."""
         if plan.simulation is None:
-            return int((ids[:rounds] >= 0).sum()) * self.broadcast_bits, 0.0
+            return 0, 0.0
         steps = plan.steps(self.done, rounds)
         return sum(sum(plan.simulation.beside_bits(step)) for step in steps), steps[-1].seconds
 
@@ -329,7 +327,7 @@ class Program:
         tables = jax.tree.map(lambda *rows: np.stack(rows), *(each[id(plan)] for plan in self.plans))
         shared = (*self.shared, jnp.int32(rounds), np.arange(self.block) == (rounds - 1 if due else -1))
         self.states, found = self.many(self.states, (*self.given, tables), shared, self.active)
-        beside = {name: self._beside(plan, each[name].ids, rounds) for name, plan in plans.items()}
+        beside = {name: self._beside(plan, rounds) for name, plan in plans.items()}
         more, seconds = zip(*(beside[id(plan)] for plan in self.plans), strict=True)
         found = jax.device_get(found)
         if self.done == 0:

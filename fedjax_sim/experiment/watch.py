@@ -1,6 +1,6 @@
 """What a run watches as it trains, within the program of its rounds: how good the model is, and which was best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class Best(NamedTuple):
     params: PyTree  # those of the start until one was tested
     value: Array  # f32[], what it was chosen by, -inf before
     loss: Array  # f32[], inf before
-    sound: Array  # bool[], whether all that was measured so far is finite; nothing is chosen after something is not
+    sound: Array  # bool[], whether all is finite that has to be; where it is not, training ends
 
 
 class Seen(NamedTuple):
@@ -34,6 +34,7 @@ class Seen(NamedTuple):
     scores: dict[str, Scores]  # by "test" and "validation"
     finite: Array  # bool[], all parameters of the global model
     better: Array  # bool[], than the best before
+    sound: Array  # bool[], of `Best`, in every round
 
 
 def no_best(params: PyTree) -> Best:
@@ -64,15 +65,16 @@ def make_scores(
 
 
 def make_watch(
-    experiment: Experiment, choice: Choice | None, devices: Sequence[Any], *, strict: bool
+    experiment: Experiment, choice: Choice | None, devices: Sequence[Any], *, strict: bool, heeded: Collection[str]
 ) -> Callable[[Any, RoundMetrics, Best, dict[str, PyTree], Array], tuple[Best, Seen]]:
-    """What `make_simulation` is given to look after its rounds.
+    """What is looked at after each round of a run.
 
     Args:
       experiment: what is trained.
       choice: how the best model is chosen, if it is.
       devices: of the program.
-      strict: no model is chosen once a metric of clients was not finite.
+      strict: what clients measured has to be finite; else the parameters of the model, where they are looked at.
+      heeded: on which examples the loss has to be finite, of "test" and "validation".
 
     Returns:
       `watch(state, metrics, best, examined, due) -> (best, seen)`.
@@ -89,17 +91,19 @@ def make_watch(
         def look() -> tuple[Best, Seen]:
             found = {on: scores(params, examples) for on, examples in examined.items()}
             finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
-            better = jnp.asarray(False)
-            kept = best
+            whole = [jnp.isfinite(found[on]["loss"]) for on in found if on in heeded]
+            sound = best.sound & jnp.stack([*whole, jnp.asarray(True) if strict else finite]).all()
+            kept, better = best._replace(sound=sound), jnp.asarray(False)
             if choice is not None and choice.on in found:
                 value, loss = found[choice.on][choice.by], found[choice.on]["loss"]
-                known = best.sound & jnp.isfinite(value) & jnp.isfinite(loss)
+                known = sound & jnp.isfinite(value) & jnp.isfinite(loss)
                 better = known & ((value > best.value) | ((value == best.value) & (loss < best.loss)))
-                kept = jax.tree.map(partial(jnp.where, better), Best(params, value, loss, best.sound), best)
-            return kept, Seen(found, finite, better)
+                kept = jax.tree.map(partial(jnp.where, better), Best(params, value, loss, sound), kept)
+            return kept, Seen(found, finite, better, sound)
 
         nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(look)[1])
-        return lax.cond(due, look, lambda: (best, nothing))
+        kept, seen = lax.cond(due, look, lambda: (best, nothing))
+        return kept, seen._replace(sound=kept.sound)
 
     return watch
 
