@@ -97,13 +97,9 @@ def make_rounds(
             state, kept, found = one(state, kept, i)
             return state, kept, jax.tree.map(lambda h, m: h.at[i].set(m), history, found)
 
-        go = proceed
-        if go is None:
-            state, kept, (metrics, seen) = lax.fori_loop(0, rounds, body, (state, kept, history))
-            return state, kept, metrics, seen
-
         def goes_on(carry: tuple[Array, tuple[Any, PyTree, PyTree]]) -> Array:
-            return (carry[0] < rounds) & go(carry[1][1])
+            i, (_, kept, _) = carry
+            return (i < rounds) & (proceed is None or proceed(kept))
 
         start = (jnp.int32(0), (state, kept, history))
         _, (state, kept, (metrics, seen)) = lax.while_loop(goes_on, lambda c: (c[0] + 1, body(*c)), start)
@@ -113,12 +109,8 @@ def make_rounds(
 
 
 def make_simulation(
-    round_fn: Callable[..., tuple[Any, RoundMetrics]],
-    *,
-    cohort_size: int | None = None,
-    max_rounds: int,
-    watch: Callable[..., tuple[PyTree, PyTree]] | None = None,
-) -> Callable[..., Any]:
+    round_fn: Callable[..., tuple[Any, RoundMetrics]], *, cohort_size: int | None = None, max_rounds: int
+) -> Callable[..., tuple[Any, RoundMetrics]]:
     """A run of up to `max_rounds` rounds as one jitted program: nothing returns to the host between them.
 
     Args:
@@ -126,8 +118,6 @@ def make_simulation(
       cohort_size: `C`, clients drawn for a round on the device, uniformly without replacement, from `key` and the
         round's number, so that a run may be cut into calls anywhere. None where `simulate` is given the cohorts.
       max_rounds: rounds of a call at most.
-      watch: `(state, metrics, kept, examined, due bool[]) -> (kept, seen)`, called after each round, as part of the
-        program: an evaluation where it is due, say (`jax.lax.cond`), or the best model so far in `kept`.
 
     Returns:
       `simulate(state, population, key, rounds, cohorts=None, first=0, most_steps=None, turns=None) -> (state,
@@ -136,15 +126,11 @@ def make_simulation(
       taken first, and `most_steps` int32[R, C] what each does at most. In place of the population a `Cohort` may be
       given whose index arrays are [R, C]: R cohorts in one slice of examples. A round from `make_buffered_round` takes
       `turns`, too, arrays [R, ...]. The state is donated.
-
-      With `watch` it takes `watched=(kept, examined, due bool[max_rounds])`, too, and returns `(state, metrics, kept,
-      seen)`, where `seen` has a leading axis like the metrics; `kept` is donated.
     """
     _validate.whole("max_rounds", max_rounds)
     if cohort_size is not None:
         _validate.whole("cohort_size", cohort_size)
-    rounds_fn = make_rounds(round_fn, cohort_size=cohort_size, max_rounds=max_rounds, watch=watch)
-    program = tuned(rounds_fn, donate_argnums=(0, 1))
+    program = tuned(make_rounds(round_fn, cohort_size=cohort_size, max_rounds=max_rounds), donate_argnums=0)
 
     def simulate(
         state: Any,
@@ -155,8 +141,7 @@ def make_simulation(
         first: Array | int = 0,
         most_steps: Array | None = None,
         turns: Any = None,
-        watched: tuple[PyTree, PyTree, Any] = ((), (), ()),
-    ) -> Any:
+    ) -> tuple[Any, RoundMetrics]:
         if isinstance(rounds, int) and not 0 <= rounds <= max_rounds:
             raise _validate.InputError(f"rounds: {rounds} is not in 0 to max_rounds, {max_rounds}; do fewer at once")
         table = population.ids if isinstance(population, Cohort) else cohorts
@@ -171,9 +156,7 @@ def make_simulation(
                 raise _validate.InputError(
                     f"cohorts: shape {shape} for rows {first} to {last}; give client ids int32[R, C], one row a round"
                 )
-        kept, examined, due = watched
-        given = (population, key, rounds, (cohorts, most_steps, turns), first, examined, due)
-        state, kept, metrics, seen = program(state, kept, *given)
-        return (state, metrics) if watch is None else (state, metrics, kept, seen)
+        state, _, metrics, _ = program(state, (), population, key, rounds, (cohorts, most_steps, turns), first, (), ())
+        return state, metrics
 
     return simulate

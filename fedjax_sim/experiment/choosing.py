@@ -58,12 +58,6 @@ def of_clients(data: FederatedData, on: str) -> bool:
     return on == VALIDATION or tested_on_clients(data)
 
 
-def best(scores: list[tuple[int, Score]]) -> int | None:
-    """The best of some rounds, the first of equals; None where none was measured."""
-    round, score = max(scores, key=lambda scored: scored[1], default=(None, WORST))
-    return round if score > WORST else None
-
-
 def measure(data: FederatedData, labels: Any) -> str:
     """What models that are trained on these data and tested on examples of these labels are chosen by."""
     if len(np.unique(labels)) < 2 or not rare(class_counts(data.examples["labels"], data.classes or 1)):

@@ -94,11 +94,6 @@ class Driver:
 
         self.program = tuned(program, donate_argnums=(1, 2))
 
-    def rounds_left_in_phase(self, done: int) -> int:
-        """Rounds until the data change."""
-        later = [phase.start for phase in self.experiment.phases if phase.start > done]
-        return min(later) - done if later else self.experiment.config.training.rounds - done
-
     def advance(self, state: Any, kept: PyTree, done: int, due: np.ndarray) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
         """As many more rounds as `due` bool[rounds], all of one phase: state, what `watch` keeps, and as host arrays
         with a leading axis metrics and what it saw."""

@@ -226,9 +226,7 @@ class Loop:
         config, training, done = self.experiment.config, self.experiment.config.training, self.done
         every = [] if training.patience is None else [training.evaluate_every]
         every += [] if config.output.checkpoint_every == "auto" else [config.output.checkpoint_every]
-        limits = [call, self.driver.block, training.rounds - done, *(n - done % n for n in every)]
-        limits += [self.driver.rounds_left_in_phase(done), self.driver.plan.until_adapted(done) or call]
-        return min(limits)
+        return min(call, self.driver.block, self.driver.plan.unchanged(done), *(n - done % n for n in every))
 
     def _recorded(self, metrics: Any, seen: Seen, due: np.ndarray, cohorts: list[Any], over: bool) -> Step:
         """The rows of these rounds, with the tests that were due."""

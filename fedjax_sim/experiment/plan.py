@@ -70,6 +70,7 @@ class Plan:
         self.slots = sampler.slots if simulation is None else simulation.slots
         self.adapts = training.adapt_steps != "none"
         self.every, self.longest = training.adapt_every, int(planned(experiment.config, data or experiment.data).max())
+        self._ends = [*(phase.start for phase in experiment.phases), training.rounds]
         self.most: int | None = None  # local steps of a client at most, from now on
         self._past = [None if math.isnan(most) else int(most) for most in past]
         self.clock: Clock | None = None
@@ -111,9 +112,10 @@ class Plan:
             ids[i, : len(step.begun)], most[i, : len(step.begun)] = step.begun, step.begun_steps
         return Tables(ids, most, None)
 
-    def until_adapted(self, done: int) -> int | None:
-        """Rounds until the local steps may change; None if they never do."""
-        return self.every - done % self.every if self.adapts else None
+    def unchanged(self, done: int) -> int:
+        """Rounds until the data or the local steps may change, or training ends."""
+        limits = [end - done for end in self._ends if end > done]
+        return min(limits + [self.every - done % self.every] * self.adapts)
 
     def adapt(self, done: int, first: float | None, now: float | None) -> None:
         """Sets the local steps of the rounds to come, where that is due after round `done`.

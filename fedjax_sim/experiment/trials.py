@@ -270,10 +270,11 @@ class Program:
         extents = [clock.extent for clock in clocks.values() if clock is not None]
         first, second = zip(self.extent, *extents, strict=True)
         self.extent = max(first), max(second)  # never less than before, so that nothing is compiled anew
-        plans = {turn: self._plan(*turn, clock) for turn, clock in clocks.items()}
-        self.plans = [plans[turn] for turn in turns]
-        if self.plans[0].adapts:  # each by its own loss
+        if self.experiment.config.training.adapt_steps != "none":  # each by its own loss
             self.plans = [self._plan(*turn, clocks[turn]) for turn in turns]
+        else:
+            shared = {turn: self._plan(*turn, clock) for turn, clock in clocks.items()}
+            self.plans = [shared[turn] for turn in turns]
         states = self.start(params, values, seeds, self.extent[0])
         self.states = deal(states, self.devices)  # as they will be after rounds
         self.given = (values, seeds, jax.vmap(jax.random.key)(seeds), np.array(places, np.int32))
@@ -309,12 +310,10 @@ class Program:
     def advance(self) -> Progress:
         """Up to the next evaluation; runs that were dropped stay where they are."""
         last = min(self.done - self.done % self.block + self.block, self.rounds)
+        starts = [phase.start for phase in self.grounds[0].phases]
         while True:
-            starts = [phase.start for phase in self.grounds[0].phases]
             self._lay(int(np.searchsorted(starts, self.done, side="right")) - 1)
-            ends = [last, *(start for start in starts if start > self.done)]
-            rounds = min(end - self.done for end in ends)
-            rounds = min(rounds, self.plans[0].until_adapted(self.done) or rounds)
+            rounds = min(last - self.done, self.plans[0].unchanged(self.done))
             found = self._advance(rounds, self.done + rounds == last)
             if self.done == last:
                 arrays = (*(found[name] for name in MEASURED), found["losses"][:, rounds - 1], self.sent, self.seconds)
