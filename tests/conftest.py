@@ -83,6 +83,23 @@ def federation() -> Federation:
     return make_federation()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def keeping(request):
+    """Programs are kept for other tests where whole runs are trained. Elsewhere few are found again, and to write one
+    takes a fifteenth of the time that compiling it took."""
+    runs = any(getattr(value, "__module__", None) == "runs" for value in vars(request.module).values())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if runs else 1e6)
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """With all of the compiler's optimizations, for modules that run for longer than they compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def one_line(error: pytest.ExceptionInfo[fs.InputError], *parts: str) -> None:
     message = str(error.value)
     assert "\n" not in message

@@ -99,6 +99,9 @@ def test_an_example_is_classified_by_itself_and_a_few_are_learnt(case):
     assert float(model.metric_fn(fit(model.params), batch)["accuracy"].mean()) == 1.0
 
 
+@pytest.mark.parametrize(
+    "case", [SLOW, pytest.param("vit", marks=pytest.mark.slow), "char_lstm"], indirect=True, scope="module"
+)
 def test_clients_train_it_together(case):
     name, model = case
     data = examples(name, 8)

@@ -24,6 +24,7 @@ from fedjax_sim.diagnose.watch import watching
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.report.diagnosis import diagnosis_page, falls, marks
 
+pytestmark = pytest.mark.usefixtures("optimized")
 QUICK = ("model.name=logistic", "data.clients=6", "training.rounds=12", "training.evaluate_every=3",
          "training.clients_per_round=6", "data.partition=iid", "algorithm.learning_rate=0.5")  # fmt: skip
 

@@ -176,7 +176,7 @@ def test_a_run_is_repeated_from_its_own_configuration_and_from_disk(tmp_path: Pa
     assert "shards_per_client = 2" in to_toml(config)
 
 
-@pytest.mark.parametrize("memory", ["device", "stream"])
+@pytest.mark.parametrize("memory", ["device", pytest.param("stream", marks=pytest.mark.slow)])
 def test_drift_shows_in_the_losses(tmp_path: Path, memory: str) -> None:
     common = ["training.rounds=8", "training.sampling=all", "data.partition=iid", f"execution.memory={memory}"]
     steady = losses(tmp_path / "steady", *common)

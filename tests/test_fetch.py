@@ -7,6 +7,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -68,7 +69,7 @@ def server() -> Iterator[tuple[str, type[Handler]]]:
         ranges, cut, shifted = True, None, 0
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Own)
-    thread = threading.Thread(target=web.serve_forever, daemon=True)
+    thread = threading.Thread(target=partial(web.serve_forever, 0.01), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{web.server_port}", Own
     web.shutdown()

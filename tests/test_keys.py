@@ -85,13 +85,13 @@ def test_no_key_is_used_for_two_things(name, used):
     cohorts = np.array([[0, 3, 4], [3, 5, 1]])
 
     @jax.jit
-    def run():
-        state = fs.init(algorithm, federation.params, N)
-        for ids in cohorts:
-            state, _ = round_fn(state, fs.select(federation.population, ids), KEY)
-        return state.params
+    def one_round(state, ids):
+        return round_fn(state, fs.select(federation.population, ids), KEY)[0]
 
-    jax.block_until_ready(run())
+    state = jax.jit(lambda: fs.init(algorithm, federation.params, N))()
+    for ids in cohorts:
+        state = one_round(state, ids)
+    jax.block_until_ready(state)
     jax.effects_barrier()
     twice = {use: count for use, count in Counter(seen).items() if count > 1}
     assert not twice

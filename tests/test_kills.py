@@ -77,7 +77,7 @@ def test_instants_are_spread() -> None:
     assert spread(90, 10_000) == [*range(1, 91)]
 
 
-@pytest.mark.parametrize("chosen", [4, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chosen", [3, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_operation_on_a_file_ends_as_if_it_never_was(
     tmp_path: Path, command: Command, chosen: int
 ) -> None:

@@ -108,8 +108,8 @@ def narrowing(monkeypatch):
     ("name", "how"),
     [
         ("mime", {}),  # a survey, the gradient over all examples
-        ("scaffold", {"client_losses": "examples"}),  # memory, the mean gradient
-        ("fedavg", {"local_sampling": "poisson"}),
+        pytest.param("scaffold", {"client_losses": "examples"}, marks=pytest.mark.slow),  # memory, the mean gradient
+        pytest.param("fedavg", {"local_sampling": "poisson"}, marks=pytest.mark.slow),
         ("ifca", {}),  # losses of several models within a lane
     ],
     ids=["survey", "full losses", "poisson", "clusters"],

@@ -281,8 +281,13 @@ def images():
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in MODELS if name not in ("resnet", "vit", "char_lstm")]
-)  # not so small
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "cnn" else [])  # which cnn_small is, but for its widths
+        for name in MODELS
+        if name not in ("resnet", "vit", "char_lstm")  # not so small
+    ],
+)
 def test_every_small_model_by_name_learns(images, name):
     model = build_model(name, (8, 8, 1), 3, hidden=(16,))
     algorithm = fs.fedavg(model.loss_fn, client_tx=optax.sgd(0.05))
