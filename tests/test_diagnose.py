@@ -21,6 +21,7 @@ from fedjax_sim.diagnose.exchange import redealt
 from fedjax_sim.diagnose.laboratory import FILE, Course, Laboratory
 from fedjax_sim.diagnose.personal import own_accuracies
 from fedjax_sim.diagnose.watch import watching
+from fedjax_sim.diagnose.worlds import remembering
 from fedjax_sim.experiment.config import load_config
 from fedjax_sim.report.diagnosis import diagnosis_page, falls, marks
 
@@ -77,6 +78,28 @@ def test_what_is_known_is_not_trained_again_and_a_torn_line_is_left_out(tmp_path
     with pytest.raises(fs.InputError) as error:
         laboratory(tmp_path)
     one_line(error, FILE, "another folder")
+
+
+def test_a_data_set_is_read_once_for_worlds_that_deal_it_otherwise(tmp_path, monkeypatch):
+    read = []
+
+    def counted(*, test_fraction: float = 0.2, seed: int = 0):
+        read.append((test_fraction, seed))
+        return SOURCES["breast_cancer"](test_fraction=test_fraction, seed=seed)
+
+    monkeypatch.setitem(SOURCES, "digits", counted)
+    lab, world = laboratory(tmp_path), World(quick())
+    worlds = [world, world.set({"data.partition": "dirichlet", "data.alpha": 0.1}), world.set({"data.clients": 8})]
+    sizes = [tuple(lab.experiment(one).data.sizes) for one in worlds]
+    assert len(set(sizes)) == 3
+    assert read == [(0.2, 0)]
+    other, again = (lab.experiment(world.set({"data.seed": seed})) for seed in (1, 0))
+    assert not np.array_equal(other.data.examples["inputs"], again.data.examples["inputs"])
+    assert read == [(0.2, 0), (0.2, 1)]  # the world of before is remembered as it was built
+    large = remembering(counted, 10.0)
+    for _ in range(2):
+        large(seed=0)
+    assert len(read) == 4  # for it is too large to hold
 
 
 def test_runs_on_other_data_are_other_runs(tmp_path):

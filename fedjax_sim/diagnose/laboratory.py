@@ -15,9 +15,9 @@ import numpy as np
 from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError, shown
 from fedjax_sim.attacks import DATA_ATTACKS
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import SOURCES, FederatedData
 from fedjax_sim.data.fingerprint import fingerprint
-from fedjax_sim.diagnose.worlds import World
+from fedjax_sim.diagnose.worlds import World, remembering
 from fedjax_sim.experiment.build import Experiment, continuous
 from fedjax_sim.experiment.config import Config, Training
 from fedjax_sim.experiment.drive import keeps_on_disk
@@ -33,7 +33,7 @@ from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Pro
 FILE = "worlds.jsonl"
 GROUND_BYTES, GROUNDS = 1e9, 4  # what federations that are on the device together may take, and how many they are
 LIGHT_BYTES = 5e7  # of federations that stay on the device while their program rests
-KEPT_BYTES = 1e9  # of worlds that are remembered as they were built
+KEPT_BYTES = 1e9  # of worlds that are remembered as they were built, and of the data set that was read last
 ALONE = "alone"
 VARIED = ("learning_rate", "server_learning_rate", "mu")
 LAST = 0.2  # the share of the evaluations, the last ones, over which an accuracy is averaged
@@ -122,6 +122,7 @@ class Laboratory:
         """
         self.folder, self.devices, self.data, self.told, self.stage = folder, devices, data, told, ""
         self.mark, self.keep = mark or marked({} if data is None else fingerprint(data)), keep
+        self.sources = {name: remembering(load, KEPT_BYTES) for name, load in SOURCES.items()}
         self.known = _read(folder / FILE)
         self.trained, self.rounds, self.compiled, self.seconds = 0, 0, 0, 0.0  # of this process
         self.programs: dict[str, Program] = {}
@@ -146,7 +147,7 @@ class Laboratory:
         if key not in self.built:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the user has seen those of the run itself
-                built = world.build(self.data)
+                built = world.build(self.data, self.sources)
             while self.built and _bytes(built) * (len(self.built) + 1) > KEPT_BYTES:
                 del self.built[next(iter(self.built))]
             self.built[key] = built
@@ -267,7 +268,7 @@ class Laboratory:
         config = world.set({**off, "output.per_client": clients, "execution.client_memory": "device"})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            experiment = config.build(self.data)
+            experiment = config.build(self.data, self.sources)
         history, entries = History(), [NOT_SEEN.clients]
         loop = Loop(experiment, self.devices[:1], None, self.folder, history)
         for step in loop.steps(lambda: False):

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, NamedTuple
 
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import SOURCES, Dataset, FederatedData
 from fedjax_sim.experiment.build import Changes, Experiment, build
 from fedjax_sim.experiment.config import Config, parse_config
+from fedjax_sim.experiment.federation import Source
 from fedjax_sim.experiment.trials import SEED
 
 
@@ -52,11 +54,34 @@ class World(NamedTuple):
         changes = [change.name for change in self.changes]
         return json.dumps({**tree, "changes": changes}, sort_keys=True, default=list)
 
-    def build(self, data: FederatedData | None = None) -> Experiment:
-        """What trains in this world, on `data` instead of what [data] names if there are any.
+    def build(self, data: FederatedData | None = None, sources: Mapping[str, Source] = SOURCES) -> Experiment:
+        """What trains in this world, on `data` instead of what [data] names and `sources` read if there are any.
 
         Raises:
           InputError: as `build` does.
         """
         changes = Changes(*(tuple(c.make for c in self.changes if c.last is last) for last in (False, True)))
-        return build(self.config, changes, data)
+        return build(self.config, changes, data, sources)
+
+
+def remembering(load: Source, most_bytes: float) -> Source:
+    """`load`, which reads a data set only once as long as it is asked for with the same options, and holds it up to a
+    size; what it returns is not to be written to."""
+    held: dict[str, Dataset] = {}
+
+    @wraps(load)
+    def again(**options: Any) -> Dataset:
+        key = json.dumps(options, sort_keys=True, default=repr)
+        if key not in held:
+            held.clear()
+            read = load(**options)
+            parts = (read.train, read.test, read.columns, read.test_columns)
+            arrays = [array for part in parts for array in part.values()]
+            if sum(array.nbytes for array in arrays) > most_bytes:
+                return read
+            for array in arrays:
+                array.flags.writeable = False
+            held[key] = read
+        return held[key]
+
+    return again

@@ -15,7 +15,7 @@ from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, Attack, attacked, 
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import init
 from fedjax_sim.core.types import RoundState
-from fedjax_sim.data import FederatedData, Phase
+from fedjax_sim.data import SOURCES, FederatedData, Phase
 from fedjax_sim.data.fingerprint import fingerprint
 from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.experiment.clock import Simulation, make_simulation
@@ -23,7 +23,7 @@ from fedjax_sim.experiment.compress import compressed, with_downlink
 from fedjax_sim.experiment.config import Config, Privacy
 from fedjax_sim.experiment.covered import Spent, earlier, left_out
 from fedjax_sim.experiment.explain import look_up
-from fedjax_sim.experiment.federation import Change, make_cohorts, make_federation, validation_share
+from fedjax_sim.experiment.federation import Change, Source, make_cohorts, make_federation, validation_share
 from fedjax_sim.experiment.section import Section
 from fedjax_sim.models import MODELS, Model, build_model, freeze, load_leaves, lora, train_only, warm_start
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
@@ -60,13 +60,19 @@ class Changes(NamedTuple):
     last: tuple[Change, ...] = ()  # after attacks, to what is trained on
 
 
-def build(config: Config, changes: Changes = Changes(), data: FederatedData | None = None) -> Experiment:
+def build(
+    config: Config,
+    changes: Changes = Changes(),
+    data: FederatedData | None = None,
+    sources: Mapping[str, Source] = SOURCES,
+) -> Experiment:
     """Loads the data, deals it out, and builds model and algorithm.
 
     Args:
       config: which may leave out what the data or the algorithm know.
       changes: to the clients' data.
       data: the clients' data, instead of those that [data] names.
+      sources: by name, what reads data sets.
 
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
@@ -75,7 +81,7 @@ def build(config: Config, changes: Changes = Changes(), data: FederatedData | No
     asked, dealt = _with_defaults(config), dict[str, str]()
     if asked.model.start and asked.privacy.mechanism != "none":
         changes = changes._replace(dealt=(partial(_look, dealt), *changes.dealt))
-    config, phases, sampler = make_federation(asked, changes.dealt, data)
+    config, phases, sampler = make_federation(asked, changes.dealt, data, sources)
     phases = _poisoned(config, phases)
     data = phases[0].data
     for change in changes.last:

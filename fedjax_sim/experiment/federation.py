@@ -3,7 +3,7 @@
 import inspect
 import mmap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ _COMMON = ("name", "path", "partition", "clients", "local_test_fraction", "seed"
 
 
 Change = Callable[[FederatedData], FederatedData]
+Source = Callable[..., Dataset]  # its options are the function's own
 
 
 class Federation(NamedTuple):
@@ -52,13 +53,19 @@ class Federation(NamedTuple):
     sampler: Sampler
 
 
-def make_federation(config: Config, changes: Sequence[Change] = (), given: FederatedData | None = None) -> Federation:
+def make_federation(
+    config: Config,
+    changes: Sequence[Change] = (),
+    given: FederatedData | None = None,
+    sources: Mapping[str, Source] = SOURCES,
+) -> Federation:
     """Loads the data, deals it out, and turns the dials.
 
     Args:
       config: whose settings may leave out what the data or their sources know.
       changes: made to the clients' data before the dials are turned.
       given: the clients' data, instead of those that [data] names.
+      sources: by name, what reads data sets.
 
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
@@ -66,7 +73,7 @@ def make_federation(config: Config, changes: Sequence[Change] = (), given: Feder
     look_up("heterogeneity.drift", config.heterogeneity.drift, {"none": None, **DRIFTS})
     if given is not None:
         check_federation("data", given)
-    settings, data = dealt(config) if given is None else (_settled(config.data, GIVEN, given, {}), given)
+    settings, data = dealt(config, sources) if given is None else (_settled(config.data, GIVEN, given, {}), given)
     if "inputs" in data.examples and data.vocabulary is None and (trouble := unscaled(data.examples["inputs"])):
         warnings.warn(trouble, stacklevel=3)
     for part, examples in (("test", data.test), ("local_test", data.local_test and data.local_test.examples)):
@@ -121,7 +128,7 @@ def make_cohorts(config: Config, data: FederatedData) -> tuple[Config, Sampler]:
     return config.model_copy(update={"training": training}), sampler
 
 
-def dealt(config: Config) -> tuple[Data, FederatedData]:
+def dealt(config: Config, sources: Mapping[str, Source] = SOURCES) -> tuple[Data, FederatedData]:
     """The settings of [data] as they were used, and the federation they give."""
     data = config.data
     if data.name == STORE:
@@ -132,7 +139,7 @@ def dealt(config: Config) -> tuple[Data, FederatedData]:
         return _settled(data, STORE, opened, {}), opened
     if data.partition == GIVEN:
         raise InputError("data.partition: it was run on data of its own; give them to build(config, data=...) again")
-    load = look_up("data.name", data.name, SOURCES)
+    load = look_up("data.name", data.name, sources)
     splits = {"auto": None, COLUMN: by_column, **PARTITIONS}
     split = look_up("data.partition", data.partition, splits)
     if split is not None:
