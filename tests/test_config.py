@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fedjax_sim import InputError
 from fedjax_sim.experiment.config import Config, load_config, parse_config, to_toml
-from fedjax_sim.experiment.explain import allowed, look_up, settings
+from fedjax_sim.experiment.explain import allowed, settings
+from fedjax_sim.experiment.names import look_up
 
 
 def test_file_and_overrides_in_order(tmp_path: Path) -> None:

@@ -115,9 +115,9 @@ def test_clients_of_their_own(tmp_path: Path) -> None:
 
 
 BAD = {
-    "data.alpha=1 data.partition=iid": "data.alpha: no option of data set 'digits' with partition 'iid'; leave it out",
+    "data.alpha=1 data.partition=iid": "data set 'digits' with partition 'iid' has no such option; leave it out",
     "data.path=x": "data.path: 'x' is not used",
-    "data.label=x": "data.label: no option of data set 'digits'",
+    "data.label=x": "data.label: data set 'digits' with partition 'auto' has no such option",
     "data.partition=iid data.clients=2000": "data.clients: 2000",
     "data.partition=iid data.min_examples=100": "data.clients: 20 with at least 100",
     "data.partition=column": "data.column: 'client' is not in scikit-learn digits",

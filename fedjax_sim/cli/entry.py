@@ -31,6 +31,8 @@ def main() -> None:
     warnings.showwarning = _warn
     keep_compiled()
     try:
+        if (here := os.getcwd()) not in sys.path:  # for code of the user's own, after whatever is installed
+            sys.path.append(here)
         status = app(standalone_mode=False)
         if status == 130:  # which newer versions of typer make of Ctrl-C
             raise KeyboardInterrupt

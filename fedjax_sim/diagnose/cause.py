@@ -93,12 +93,12 @@ def changing(name: str, change: Change) -> Removal:
 
 def dealt_by_us(facts: Facts) -> bool:
     """Whether examples were dealt to clients by a partition, instead of being theirs from the beginning."""
-    return facts.config.data.partition not in ("column", "store", "given")
+    return facts.config.data.partition not in ("column", "store", "given", "own")
 
 
 def cleared(config: Any, section: str, keep: tuple[str, ...] = ()) -> dict[str, None]:
     """Settings that leave out all of a section."""
-    return {f"{section}.{name}": None for name in type(getattr(config, section)).model_fields if name not in keep}
+    return {f"{section}.{name}": None for name in getattr(config, section).names() if name not in keep}
 
 
 def points(value: float) -> str:

@@ -18,7 +18,7 @@ from fedjax_sim.attacks import DATA_ATTACKS
 from fedjax_sim.data import SOURCES, FederatedData
 from fedjax_sim.data.fingerprint import fingerprint
 from fedjax_sim.diagnose.worlds import World, remembering
-from fedjax_sim.experiment.build import Experiment, continuous
+from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.config import Config, Training
 from fedjax_sim.experiment.drive import keeps_on_disk
 from fedjax_sim.experiment.folder import append_lines, record, whole_lines
@@ -27,6 +27,7 @@ from fedjax_sim.experiment.loop import Loop
 from fedjax_sim.experiment.per_client import ENTRY, read_table
 from fedjax_sim.experiment.per_client import FILE as TABLE
 from fedjax_sim.experiment.plan import federation
+from fedjax_sim.experiment.recipe import continuous
 from fedjax_sim.experiment.record import marked
 from fedjax_sim.experiment.trials import SEED, STATE_BYTES, Ground, Program, Progress, own_ground, state_bytes
 

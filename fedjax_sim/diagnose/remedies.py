@@ -30,7 +30,7 @@ def by_algorithm(facts: Facts, name: str, title: str, **options: Any) -> list[Re
     if given.name == name and not options:
         return []
     factory = inspect.signature(ALGORITHMS[name]).parameters
-    lost = {f"algorithm.{option}": None for option in type(given).model_fields
+    lost = {f"algorithm.{option}": None for option in given.names()
             if option not in KEPT_EVERYWHERE and option not in factory}  # fmt: skip
     lost |= {"algorithm.server_learning_rate": None, "algorithm.server_schedule": None}
     made = {f"algorithm.{option}": value for option, value in options.items()}
@@ -122,7 +122,7 @@ def larger_model(facts: Facts) -> list[Remedy]:
 
 def other_weights(facts: Facts) -> list[Remedy]:
     """Clients weighted by examples instead of equally, or the other way round."""
-    if "weighting" not in inspect.signature(ALGORITHMS[facts.config.algorithm.name]).parameters:
+    if facts.config.algorithm.weighting is None:  # which the algorithm does not have
         return []
     other = "uniform" if facts.config.algorithm.weighting == "examples" else "examples"
     title = "clients weighted by their examples" if other == "examples" else "clients weighted equally"

@@ -1,17 +1,14 @@
 """From a configuration to the things it names: data, federation, model, algorithm."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from fedjax_sim import _memory
 from fedjax_sim._validate import InputError
-from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.attacks import DATA_ATTACKS, MESSAGE_ATTACKS, Attack, attacked, malicious
+from fedjax_sim.attacks import DATA_ATTACKS, attacked, malicious
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.round import init
 from fedjax_sim.core.types import RoundState
@@ -22,16 +19,12 @@ from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.compress import compressed, with_downlink
 from fedjax_sim.experiment.config import Config, Privacy
 from fedjax_sim.experiment.covered import Spent, earlier, left_out
-from fedjax_sim.experiment.explain import look_up
-from fedjax_sim.experiment.federation import Change, Source, make_cohorts, make_federation, validation_share
-from fedjax_sim.experiment.section import Section
-from fedjax_sim.models import MODELS, Model, build_model, freeze, load_leaves, lora, train_only, warm_start
+from fedjax_sim.experiment.federation import Change, Source, make_cohorts, make_federation
+from fedjax_sim.experiment.names import look_up, of_kind
+from fedjax_sim.experiment.recipe import SEED_MARK, attack_options, make_model, message_attack, recipe, with_defaults
+from fedjax_sim.models import MODELS, Model
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
 
-# The other keys of [algorithm] and of [attack] are options of the factory that they name.
-_COMMON = ("name", "learning_rate", "momentum", "server_learning_rate", "server_schedule")
-_ATTACK_COMMON = ("name", "fraction")
-SEED_MARK = "{seed}"  # in model.start, for the training seed
 DP_SGD, _OF_DP_SGD = "dp_sgd", ("epsilon", "delta", "noise_multiplier", "clip_norm")
 
 
@@ -77,8 +70,8 @@ def build(
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
-    look_up("model.name", config.model.name, MODELS)
-    asked, dealt = _with_defaults(config), dict[str, str]()
+    look_up("model.name", config.model.name, MODELS, "models")
+    asked, dealt = with_defaults(config), dict[str, str]()
     if asked.model.start and asked.privacy.mechanism != "none":
         changes = changes._replace(dealt=(partial(_look, dealt), *changes.dealt))
     config, phases, sampler = make_federation(asked, changes.dealt, data, sources)
@@ -91,7 +84,7 @@ def build(
         phases = (Phase(0, data), *phases[1:])
     model = make_model(config, data, config.training.seed)
     factory, options = recipe(config)
-    algorithm = _made(factory, model, options)
+    algorithm = _made(config.algorithm.name, factory, model, options)
     of_examples = config.privacy.mechanism == DP_SGD  # which makes the algorithm anew
     algorithm = algorithm if of_examples else compressed(config.compression, algorithm)
     private = _private(config, model, data, algorithm, factory, options)
@@ -146,122 +139,6 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def make_model(config: Config, data: FederatedData, seed: int) -> Model:
-    """The model of [model], with initial parameters of this seed.
-
-    Raises:
-      InputError: an unknown name, data that it does not fit, or leaves that are not there.
-    """
-    given = config.model
-    if data.classes is None or {"inputs", "labels"} - data.examples.keys():
-        raise InputError(
-            f"data: {data.source or 'they'} have fields {sorted(data.examples)} and {data.classes or 'no'} classes; "
-            'a classifier needs "inputs", "labels" and the number of classes (from_clients(..., classes=2) say)'
-        )
-    dtype, vocabulary = data.examples["inputs"].dtype, data.vocabulary
-    model = build_model(
-        given.name, data.input_shape, data.classes, hidden=given.hidden, seed=seed, dtype=dtype, vocabulary=vocabulary
-    )
-    chosen = [name for name in ("freeze", "train_only", "lora_rank") if getattr(given, name) is not None]
-    lost = [
-        name for name in ("lora_pattern", "lora_also") if getattr(given, name) is not None and given.lora_rank is None
-    ]
-    if len(chosen) > 1:
-        raise InputError(f"model.{chosen[1]}: beside model.{chosen[0]}, which says what is trained; leave one out")
-    if lost or (given.skip is not None and not given.start):
-        name, needed = (lost[0], "lora_rank") if lost else ("skip", "start")
-        raise InputError(f"model.{name}: {getattr(given, name)!r} has no effect without model.{needed}; set that too")
-    setting = "start"
-    try:
-        if given.start:
-            model = warm_start(model, load_leaves(given.start.replace(SEED_MARK, str(seed))), skip=given.skip)
-        setting = chosen[0] if chosen else ""
-        if given.freeze is not None:
-            model = freeze(model, given.freeze)
-        if given.train_only is not None:
-            model = train_only(model, given.train_only)
-        if given.lora_rank is not None:
-            model = lora(model, given.lora_rank, pattern=given.lora_pattern or "", also=given.lora_also)
-    except InputError as error:
-        raise InputError(f"model.{setting}: {error}") from None
-    return model
-
-
-def _options(section: Section, path: str, factory: Callable[..., Any], common: tuple[str, ...]) -> dict[str, Any]:
-    """The options that a factory has, at its defaults unless given."""
-    parameters = inspect.signature(factory).parameters
-    options = {}
-    for option in type(section).model_fields:
-        given = getattr(section, option)
-        if option in common:
-            continue
-        if option in parameters:
-            options[option] = parameters[option].default if given is None else given
-        elif given is not None:
-            name = getattr(section, "name")  # noqa: B009
-            raise InputError(f"{path}.{option}: {name} has no such option; leave it out")
-    return options
-
-
-def _with_defaults(config: Config) -> Config:
-    given = config.algorithm
-    factory = look_up("algorithm.name", given.name, ALGORITHMS)
-    settled = _options(given, "algorithm", factory, _COMMON)
-    if given.server_learning_rate is None:
-        default = inspect.signature(factory).parameters.get("server_learning_rate")
-        settled["server_learning_rate"] = 1.0 if default is None else default.default
-    attack, choices = config.attack, {"none": none, **DATA_ATTACKS, **MESSAGE_ATTACKS}
-    harm = _options(attack, "attack", look_up("attack.name", attack.name, choices), _ATTACK_COMMON)
-    training = config.training.model_copy(update={"validation_fraction": validation_share(config)})
-    update = {"algorithm": given.model_copy(update=settled), "attack": attack.model_copy(update=harm)}
-    update["training"] = training
-    return config.model_copy(update=update)
-
-
-def none() -> None:
-    """No attack."""
-
-
-def _server_rate(config: Config) -> Any:
-    rate, rounds = config.algorithm.server_learning_rate or 1.0, config.training.rounds
-    if config.algorithm.server_schedule == "cosine":
-        return optax.cosine_decay_schedule(rate, rounds)
-    return optax.linear_schedule(rate, 0.0, rounds) if config.algorithm.server_schedule == "linear" else rate
-
-
-def recipe(
-    config: Config, traced: Mapping[str, Any] | None = None, seed: Any = None
-) -> tuple[Callable[..., Algorithm], dict[str, Any]]:
-    """The factory of the algorithm, and all that it is given beside the loss.
-
-    Args:
-      config: settled.
-      traced: settings of [algorithm] that are taken from here instead, such as `learning_rate`; they may be traced.
-      seed: of the run, which may be traced; that of the configuration by default.
-    """
-    given, factory, traced = config.algorithm, ALGORITHMS[config.algorithm.name], traced or {}
-    rate = traced.get("server_learning_rate", _server_rate(config))
-    own = "server_tx" not in inspect.signature(factory).parameters
-    server = {"server_learning_rate": rate} if own else {"server_tx": optax.sgd(rate)}
-    momentum = traced.get("momentum", given.momentum or None)
-    client_tx = optax.sgd(traced.get("learning_rate", given.learning_rate), momentum=momentum)
-    options = _options(given, "algorithm", factory, _COMMON)
-    options |= {name: value for name, value in traced.items() if name in options}
-    if "seed" in inspect.signature(factory).parameters:  # of what the algorithm draws at its start
-        options["seed"] = config.training.seed if seed is None else seed
-    return factory, {"client_tx": client_tx, **server, **options}
-
-
-def continuous(config: Config) -> frozenset[str]:
-    """Settings of [algorithm] that `recipe` takes traced: numbers that change no shape."""
-    factory = look_up("algorithm.name", config.algorithm.name, ALGORITHMS)
-    hints = get_type_hints(factory)
-    options = {name for name in inspect.signature(factory).parameters if jax.Array in get_args(hints[name])}
-    constant = {"server_learning_rate"} if config.algorithm.server_schedule == "constant" else set()
-    known = options & set(type(config.algorithm).model_fields)
-    return frozenset((known - {"server_learning_rate"}) | {"learning_rate", "momentum"} | constant)
-
-
 def assemble(config: Config, model: Model, num_clients: int, traced: Mapping[str, Any], seed: Any) -> Algorithm:
     """The algorithm of a settled configuration without privacy, with settings and the run's seed that may be traced."""
     factory, options = recipe(config, traced, seed)
@@ -269,9 +146,9 @@ def assemble(config: Config, model: Model, num_clients: int, traced: Mapping[str
     return _with_attack(config, with_downlink(config.compression, algorithm, seed), num_clients)
 
 
-def _made(factory: Callable[..., Algorithm], model: Model, options: dict[str, Any]) -> Algorithm:
+def _made(name: str, factory: Callable[..., Algorithm], model: Model, options: dict[str, Any]) -> Algorithm:
     try:
-        algorithm = factory(model.loss_fn, **options)
+        algorithm = of_kind("name", name, factory(model.loss_fn, **options), Algorithm)
         algorithm.client.init(model.params)  # which tells whether a pattern finds any leaves
     except InputError as error:
         raise InputError(f"algorithm.{error}") from None
@@ -325,7 +202,7 @@ def _private(config: Config, model: Model, data: FederatedData, algorithm: Algor
 def _refuse_what_undoes_it(config: Config) -> None:
     """Settings outside [privacy] under which a guarantee would not hold."""
     mechanism, attack, drift = config.privacy.mechanism, config.attack.name, config.heterogeneity.drift
-    forged = _message_attack(config)
+    forged = message_attack(config)
     if forged is not None and forged.whole and mechanism != DP_SGD and not mechanism.startswith("local_"):
         raise InputError(
             f"attack.name: {attack} makes messages out of honest ones before noise hides them; take another attack, "
@@ -359,13 +236,8 @@ def _refuse_a_clock_that_undoes_it(config: Config, simulation: Simulation) -> No
         )
 
 
-def _message_attack(config: Config) -> Attack | None:
-    factory = MESSAGE_ATTACKS.get(config.attack.name)
-    return None if factory is None else factory(**_options(config.attack, "attack", factory, _ATTACK_COMMON))
-
-
 def _with_attack(config: Config, algorithm: Algorithm, num_clients: int) -> Algorithm:
-    attack = _message_attack(config)
+    attack = message_attack(config)
     if attack is None:
         return algorithm
     return attacked(algorithm, attack, malicious(num_clients, config.attack.fraction, config.data.seed))
@@ -376,6 +248,6 @@ def _poisoned(config: Config, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     attack = DATA_ATTACKS.get(config.attack.name)
     if attack is None:
         return phases
-    options = _options(config.attack, "attack", attack, _ATTACK_COMMON)
+    options = attack_options(config.attack, attack)
     who = malicious(phases[0].data.num_clients, config.attack.fraction, config.data.seed)
     return tuple(phase._replace(data=attack(phase.data, who, **options)) for phase in phases)

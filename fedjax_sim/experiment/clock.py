@@ -19,7 +19,7 @@ from fedjax_sim.data.sampling import Available, Sampler
 from fedjax_sim.experiment.communication import Network
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.counted import Parts, all_arrive, uncounted
-from fedjax_sim.experiment.explain import look_up
+from fedjax_sim.experiment.names import look_up
 from fedjax_sim.network import Availability, Policy, Profiles, ServerStep
 from fedjax_sim.network.turns import Row, extent, rows
 

@@ -2,13 +2,14 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.algorithm import Algorithm
 from fedjax_sim.core.message import Transform
 from fedjax_sim.experiment.communication import Compression
-from fedjax_sim.experiment.explain import look_up
+from fedjax_sim.experiment.names import function, of_kind
 from fedjax_sim.messages import COMPRESSORS, compressed_broadcast, compressed_messages, ef21, error_feedback, lazy
 
 OPTIONS = ("fraction", "levels", "rank", "dtype")
@@ -50,7 +51,7 @@ def _compressor(given: Compression, side: str) -> Transform | None:
     name = getattr(given, side)
     if name == "none":
         return None
-    factory = look_up(f"compression.{side}", name, {"none": None, **COMPRESSORS})
+    factory = _factory(given, side)
     parameters = inspect.signature(factory).parameters
     options = {option: getattr(given, option) for option in OPTIONS if option in parameters}
     options = {option: value for option, value in options.items() if value is not None}
@@ -59,18 +60,18 @@ def _compressor(given: Compression, side: str) -> Transform | None:
     if "unbiased" in parameters:  # where what is left out is made up for, scaling up would only make it run away
         options["unbiased"] = not (given.feedback != "none" or side == "downlink")
     try:
-        return factory(**options)
+        return of_kind(side, name, factory(**options), Transform)
     except InputError as error:
         raise InputError(f"compression.{error}") from None
 
 
+def _factory(given: Compression, side: str) -> Callable[..., Transform]:
+    return function(f"compression.{side}", getattr(given, side), {"none": None, **COMPRESSORS}, "compressors")
+
+
 def _check_options(given: Compression) -> None:
-    known = {
-        option
-        for name in (given.uplink, given.downlink)
-        if name in COMPRESSORS
-        for option in inspect.signature(COMPRESSORS[name]).parameters
-    }
+    factories = [_factory(given, side) for side in ("uplink", "downlink") if getattr(given, side) != "none"]
+    known = {option for factory in factories for option in inspect.signature(factory).parameters}
     for option in OPTIONS:
         if getattr(given, option) is not None and option not in known:
             names = " and ".join(name for name in (given.uplink, given.downlink) if name != "none")

@@ -161,7 +161,8 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
         for key, value in values.items():
             line = f"# {key} =" if value is None else f"{key} = {_toml_value(value)}"
             if comments:
-                lines.append(f"{line:<32}# {meaning[f'{section}.{key}'].description}")
+                known = meaning.get(f"{section}.{key}")
+                lines.append(line if known is None else f"{line:<32}# {known.description}")
             elif value is not None:
                 lines.append(line)
         lines.append("")
@@ -177,6 +178,10 @@ def explained(config: Config) -> str:
         shown = "not set" if value is None else _toml_value(value)
         also = "" if value == usual else f" (default {'not set' if usual is None else _toml_value(usual)})"
         lines += [f"{path} = {shown}{also}", f"    {allowed(field)}"]
+    for section, values in taken.items():
+        own = {key: value for key, value in values.items() if f"{section}.{key}" not in settings(Config)}
+        for key, value in own.items():
+            lines += [f"{section}.{key} = {_toml_value(value)}", f"    an option of {values['name']}"]
     return "\n".join(lines) + "\n"
 
 
@@ -185,6 +190,6 @@ def _toml_value(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return f"[{', '.join(_toml_value(v) for v in value)}]"
     return repr(value)

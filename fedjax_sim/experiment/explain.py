@@ -1,7 +1,7 @@
 """Words for what is wrong with a configuration: one line with the setting, the value and the fix."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -49,17 +49,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean {found[0]}?" if found else f"choose one of {', '.join(choices)}"
 
 
-def look_up(path: str, name: str, table: Mapping[str, Any]) -> Any:
-    """`table[name]`.
-
-    Raises:
-      InputError: it has no such entry; the message names the setting at `path` and the nearest name.
-    """
-    if name not in table:
-        raise InputError(f"{path}: {name!r} is unknown; {nearest(name, table)}")
-    return table[name]
-
-
 def _meant(path: str, config: type[BaseModel]) -> str:
     section, _, key = path.partition(".")
     known = settings(config)
@@ -76,6 +65,11 @@ def _meant(path: str, config: type[BaseModel]) -> str:
 def allowed(field: FieldInfo) -> str:
     """What a setting may be, in words."""
     return f"{' or '.join(_kinds(field.annotation, field.metadata))} ({field.description})"
+
+
+def says(annotation: Any) -> str:
+    """What a type allows, in words."""
+    return " or ".join(dict.fromkeys(_kinds(annotation))) or getattr(annotation, "__name__", str(annotation))
 
 
 def _kinds(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[str]:

@@ -29,10 +29,10 @@ from fedjax_sim.data.sampling import Sampler
 from fedjax_sim.data.sound import check_federation
 from fedjax_sim.data.validation import hold_out
 from fedjax_sim.experiment.config import Config, Data, sampled
-from fedjax_sim.experiment.explain import look_up
+from fedjax_sim.experiment.names import function, look_up, of_kind, option_names, options_of, recordable, refuse_unknown
 from fedjax_sim.experiment.section import Section
 
-STORE, COLUMN, GIVEN = "store", "column", "given"
+STORE, COLUMN, GIVEN, OWN = "store", "column", "given", "own"
 DEFAULT_PARTITION, DEFAULT_CLIENTS, DEFAULT_COHORT = "dirichlet", 20, 10
 HELD_OUT = 0.1  # of each client's training examples, where `training.patience` chooses and nothing else is asked for
 SHIFTED_BYTES = 4e9  # of a federation on disk, up to which dials copy it into memory
@@ -139,12 +139,24 @@ def dealt(config: Config, sources: Mapping[str, Source] = SOURCES) -> tuple[Data
         return _settled(data, STORE, opened, {}), opened
     if data.partition == GIVEN:
         raise InputError("data.partition: it was run on data of its own; give them to build(config, data=...) again")
-    load = look_up("data.name", data.name, sources)
-    splits = {"auto": None, COLUMN: by_column, **PARTITIONS}
-    split = look_up("data.partition", data.partition, splits)
+    load = function("data.name", data.name, sources, "sources")
+    splits = {"auto": None, OWN: None, COLUMN: by_column, **PARTITIONS}
+    split = look_up("data.partition", data.partition, splits, "partitions")
     if split is not None:
         _refuse_unknown(data, [load, split])
-    dataset = _called(data, load, {"clients": data.clients or _default(load, "clients")})
+    more = {"clients": data.clients or _default(load, "clients")}
+    dataset = of_kind("data.name", data.name, _called(data, load, more), (Dataset, FederatedData))
+    dataset = dataset._replace(source=dataset.source or data.name)
+    if isinstance(dataset, FederatedData):
+        if split is not None:
+            raise InputError(
+                f"data.partition: {data.partition}, but {data.name} gives clients of its own; leave it out"
+            )
+        _refuse_unknown(data, [load])
+        check_federation("data", dataset)
+        return _settled(data, OWN, dataset, _options(data, load)), dataset
+    if data.partition == OWN:
+        raise InputError(f"data.partition: {OWN}, but {data.name} gives examples without clients; take another")
     if split is None:
         split = by_column if "client" in dataset.columns else PARTITIONS[DEFAULT_PARTITION]
         _refuse_unknown(data, [load, split])
@@ -157,26 +169,20 @@ def dealt(config: Config, sources: Mapping[str, Source] = SOURCES) -> tuple[Data
         clients = data.clients or (DEFAULT_CLIENTS if _default(split, "clients") is inspect.Parameter.empty else None)
         parts = _called(data, split, {}, dataset.train["labels"], clients)
         dealt = federate(dataset, parts, local_test_fraction=data.local_test_fraction, seed=data.seed)
-    name = next(name for name, function in splits.items() if function is split)
-    return _settled(data, name, dealt, {**_options(data, load), **_options(data, split)}), dealt
+    name = data.partition if data.partition != "auto" else COLUMN if split is by_column else DEFAULT_PARTITION
+    return _settled(data, name, dealt, {**_options(data, load), **_options(data, split, skip=1)}), dealt
 
 
-def _options(data: Data, function: Callable[..., Any]) -> dict[str, Any]:
+def _options(data: Data, function: Callable[..., Any], skip: int = 0) -> dict[str, Any]:
     """The options that a function knows: those given, and the function's own defaults for the rest."""
-    parameters = inspect.signature(function).parameters
-    known = [option for option in type(data).model_fields if option in parameters and option not in _COMMON]
-    given = {option: getattr(data, option) for option in known}
-    return {option: parameters[option].default if value is None else value for option, value in given.items()}
+    return options_of(data, "data", function, _COMMON, skip=skip)
 
 
 def _refuse_unknown(data: Data, functions: Sequence[Callable[..., Any]]) -> None:
-    """Nothing is set that would be ignored."""
-    known = {*_COMMON, *(name for function in functions for name in inspect.signature(function).parameters)}
-    for option in type(data).model_fields:
-        if option not in known and getattr(data, option) is not None:
-            raise InputError(
-                f"data.{option}: no option of data set {data.name!r} with partition {data.partition!r}; leave it out"
-            )
+    """Nothing is set that would be ignored: a source's options are all of its parameters, a partition's all but the
+    labels or the data set, which come first."""
+    known = {name for place, each in enumerate(functions) for name in option_names(each, (), skip=min(place, 1))}
+    refuse_unknown(data, "data", {*_COMMON, *known}, f"data set {data.name!r} with partition {data.partition!r}")
     if data.path and functions and "path" not in inspect.signature(functions[0]).parameters:
         raise InputError(f"data.path: {data.path!r} is not used, for {data.name} brings its own data; leave it out")
 
@@ -189,7 +195,7 @@ def _default(function: Callable[..., Any], name: str) -> Any:
 def _called(data: Data, function: Callable[..., Any], more: dict[str, Any], *given: Any) -> Any:
     """`function(*given, ...)` with the options that it knows, and errors that name the setting."""
     parameters = inspect.signature(function).parameters
-    keywords = {"path": data.path, "seed": data.seed, **more, **_options(data, function)}
+    keywords = {"path": data.path, "seed": data.seed, **more, **_options(data, function, skip=len(given))}
     try:
         return function(
             *given, **{name: value for name, value in keywords.items() if name in list(parameters)[len(given) :]}
@@ -216,7 +222,7 @@ def _settled(data: Data, partition: str, dealt: FederatedData, options: dict[str
             f"data.clients: {data.clients}, but {dealt.source or 'the federation'} has {dealt.num_clients} of its own; "
             "leave it out"
         )
-    return data.model_copy(update={**options, "partition": partition, "clients": dealt.num_clients})
+    return data.model_copy(update={**recordable(options), "partition": partition, "clients": dealt.num_clients})
 
 
 def _dialled(config: Config, data: FederatedData) -> FederatedData:

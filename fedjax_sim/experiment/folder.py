@@ -32,7 +32,7 @@ def make_folder(config: Config) -> Path:
       InputError: it exists and is not empty, or cannot be made.
     """
     output: Output = config.output
-    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algorithm.name}_{config.data.name}"
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{_named(config)}"
     folder = Path(output.folder) / (output.name or stamp)
     try:
         if output.name:
@@ -156,7 +156,12 @@ def study_folder(kind: str, config: Config) -> Path:
     """A folder for trials of this configuration, the same whenever it is asked for: output.folder, and a name that
     tells configurations apart."""
     mark = hashlib.sha256(to_toml(config).encode()).hexdigest()[:8]
-    return Path(config.output.folder) / f"{kind}_{config.algorithm.name}_{config.data.name}_{mark}"
+    return Path(config.output.folder) / f"{kind}_{_named(config)}_{mark}"
+
+
+def _named(config: Config) -> str:
+    """Algorithm and data in a file's name; of code of the user's own, what comes after the colon."""
+    return "_".join(name.rpartition(":")[2] for name in (config.algorithm.name, config.data.name))
 
 
 def record(kind: type[Recorded], tree: Any, *alike: str) -> Recorded:

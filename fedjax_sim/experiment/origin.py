@@ -8,13 +8,16 @@ from pathlib import Path
 
 import fedjax_sim
 from fedjax_sim._validate import InputError, shown
-from fedjax_sim.data import FederatedData
+from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.data import PARTITIONS, SOURCES, FederatedData
 from fedjax_sim.data.fingerprint import fingerprint, of_path
-from fedjax_sim.experiment.build import SEED_MARK, Changes, Experiment
+from fedjax_sim.experiment.build import Changes, Experiment
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
 from fedjax_sim.experiment.federation import dealt
 from fedjax_sim.experiment.folder import CONFIG
+from fedjax_sim.experiment.names import source_file
+from fedjax_sim.experiment.recipe import SEED_MARK
 from fedjax_sim.experiment.record import (
     Change,
     Ingredients,
@@ -27,9 +30,18 @@ from fedjax_sim.experiment.record import (
     unequal,
 )
 from fedjax_sim.experiment.section import READ
+from fedjax_sim.messages import COMPRESSORS
+from fedjax_sim.models import MODELS
 
 DATA = ("data", "heterogeneity")  # tables that say what the data are
 OUTPUT = ("output.folder", "output.name")
+CODE = {  # settings that may name code of the user's own: what it is, and names that are none
+    "algorithm.name": ("algorithms", ALGORITHMS), "model.name": ("models", MODELS),
+    "data.name": ("sources", {"store", *SOURCES}),
+    "data.partition": ("partitions", {"auto", "own", "column", "store", "given", *PARTITIONS}),
+    "compression.uplink": ("compressors", {"none", *COMPRESSORS}),
+    "compression.downlink": ("compressors", {"none", *COMPRESSORS}),
+}  # fmt: skip
 BEGINNING = ("model.start", "model.skip")  # which only the first round depends on
 
 
@@ -86,7 +98,7 @@ class Marks:
 
 
 def input_files(config: Config, seeds: Sequence[int] = (), known: dict[str, str] | None = None) -> dict[str, str]:
-    """Checksums of the files and folders that settings name, by setting.
+    """Checksums of the files and folders that settings name, and of those with code of the user's own, by setting.
 
     Args:
       config: whose settings.
@@ -101,6 +113,12 @@ def input_files(config: Config, seeds: Sequence[int] = (), known: dict[str, str]
             names = [given.replace(SEED_MARK, str(seed)) for seed in seeds or [config.training.seed]]
             known |= {name: of_path(name) for name in names if name not in known}
             found[path] = " ".join(dict.fromkeys(known[name] for name in names))
+    for path, (kind, table) in CODE.items():
+        section, _, key = path.partition(".")
+        name = getattr(getattr(config, section), key)
+        if name not in table and (file := source_file(path, name, kind)) is not None:
+            known |= {} if str(file) in known else {str(file): of_path(str(file))}
+            found[path] = known[str(file)]
     return found
 
 

@@ -13,8 +13,9 @@ from fedjax_sim.core.round import init, make_round
 from fedjax_sim.core.types import PyTree, RoundState
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sampling import Sampler, draw_rounds
-from fedjax_sim.experiment.build import Experiment, assemble, continuous
+from fedjax_sim.experiment.build import Experiment, assemble
 from fedjax_sim.experiment.clock import VERSIONS, Clock, Simulation, adacomm, planned
+from fedjax_sim.experiment.recipe import continuous
 from fedjax_sim.network import ServerStep
 from fedjax_sim.network.turns import Row
 

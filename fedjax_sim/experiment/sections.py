@@ -1,16 +1,17 @@
 """The tables of settings that an experiment is made of.
 
-Names of data sets, models and algorithms are checked where they are looked up, so that adding one needs no change here.
+Names of data sets, models and algorithms, and options of theirs that are not declared here, are checked where they are
+looked up, so that adding one needs no change.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedjax_sim.experiment.section import READ, Count, Dial, Fraction, Natural, NotNegative, Positive, Section
+from fedjax_sim.experiment.section import READ, Count, Dial, Fraction, Natural, NotNegative, Open, Positive, Section
 
 
-class Data(Section):
+class Data(Open):
     """Which examples, and who holds them. Options left out take the source's or the partition's own defaults."""
 
     name: str = Field(default="digits", description='data set, or "store" for a federation on disk')
@@ -72,7 +73,7 @@ class Heterogeneity(Section):
     drift_severity: Dial = Field(default=1.0, description="share of clients that change")
 
 
-class Model(Section):
+class Model(Open):
     """What is trained."""
 
     name: str = Field(default="cnn_small", description="model")
@@ -94,7 +95,7 @@ class Model(Section):
     lora_also: str | None = Field(default=None, description="pattern in the paths of leaves trained beside adapters")
 
 
-class Algorithm(Section):
+class Algorithm(Open):
     """How it is trained. Options left out take the algorithm's own defaults; those it does not have are refused."""
 
     name: str = Field(default="fedavg", description="federated algorithm")
@@ -144,7 +145,7 @@ class Algorithm(Section):
     bound: Positive | None = Field(default=None, description="norm_bounding: L2 norm that an update may have")
 
 
-class Attack(Section):
+class Attack(Open):
     """Clients that mean harm: a fraction of the population, chosen by the seed of the data."""
 
     name: str = Field(default="none", description="what they do to their data or messages")

@@ -7,6 +7,7 @@ from fedjax_sim._validate import InputError, shown
 from fedjax_sim.experiment.build import Experiment, build
 from fedjax_sim.experiment.config import Config
 from fedjax_sim.experiment.covered import refuse_same_noise
+from fedjax_sim.experiment.section import value_of
 from fedjax_sim.experiment.spent import spent_by
 from fedjax_sim.experiment.trials import SEED, Group, Settings, grouped, with_settings
 
@@ -57,7 +58,7 @@ def _item(path: str, value: Any) -> str:
 
 def _value(config: Config, path: str) -> Any:
     section, _, key = path.partition(".")
-    return getattr(getattr(config, section), key)
+    return value_of(getattr(config, section), key)
 
 
 def _refuse_replaced(group: Group, settings: Settings, resolved: Config) -> None:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, cast
 
 from fedjax_sim._text import parse_json
 from fedjax_sim._validate import InputError
-from fedjax_sim.experiment.explain import look_up
 from fedjax_sim.experiment.folder import write_json
 from fedjax_sim.experiment.history import AT_ONCE, Row, batched
+from fedjax_sim.experiment.names import look_up
 
 STATE = "tracking.json"  # by tracker, which of its runs this one is
 PROJECT = "fedjax_sim"

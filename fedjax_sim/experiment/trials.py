@@ -17,11 +17,12 @@ from fedjax_sim.core.types import Population, PyTree, RoundMetrics
 from fedjax_sim.data import Phase
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.sampling import Sampler
-from fedjax_sim.experiment.build import Experiment, continuous, make_model
+from fedjax_sim.experiment.build import Experiment
 from fedjax_sim.experiment.clock import Simulation, make_simulation
 from fedjax_sim.experiment.config import Config, parse_config
 from fedjax_sim.experiment.federation import held_out_examples
 from fedjax_sim.experiment.plan import Plan, algorithm_with, federation, round_of, start
+from fedjax_sim.experiment.recipe import continuous, make_model
 from fedjax_sim.experiment.watch import make_scores
 
 STATE_BYTES = 2e9  # of the states of the runs that are advanced together, at most

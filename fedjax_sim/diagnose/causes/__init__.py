@@ -19,7 +19,7 @@ from fedjax_sim.diagnose.causes.rule import AGGREGATION_RULE
 from fedjax_sim.diagnose.causes.senders import MALICIOUS_CLIENTS
 from fedjax_sim.diagnose.causes.sizes import QUANTITY_SKEW
 from fedjax_sim.diagnose.causes.steps import CLIENT_DRIFT
-from fedjax_sim.experiment.explain import look_up
+from fedjax_sim.experiment.names import look_up, of_kind
 
 CAUSES: tuple[Cause, ...] = (
     LABEL_SKEW,
@@ -43,10 +43,11 @@ CAUSES: tuple[Cause, ...] = (
 
 
 def causes_named(names: Sequence[str]) -> list[Cause]:
-    """The causes of these names, all if there are none.
+    """The causes of these names, all of ours if there are none; others by entry points or `package.module:attribute`.
 
     Raises:
       InputError: a name that no cause has.
     """
     known = {cause.name: cause for cause in CAUSES}
-    return [look_up("--cause", name, known) for name in names or known]
+    found = {name: look_up("--cause", name, known, "causes") for name in names or known}
+    return [of_kind("--cause", name, cause, Cause) for name, cause in found.items()]
