@@ -69,7 +69,9 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path, command: str, moments
     (tmp_path / "run" / "history.jsonl").write_text("".join(f'{{"round": {i}}}\n' for i in range(1, 20_000)))
     found = list(interrupted(tmp_path, command, moments))
     assert len(found) > 1
-    for moment, status, err in found:
+    late = [each for each in found[1:] if each[1:] == (0, "")]  # as the process was ending, all done
+    assert len(late) <= (2 if command in ("report", "config") else 0)
+    for moment, status, err in [each for each in found if each not in late]:
         assert (status, err.count("\n") <= 1, "Traceback" in err) == (130, True, False), (moment, status, err)
         assert moment or err.startswith("interrupted")
 
