@@ -114,6 +114,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.collect",),),
     (("core.round",),),
     (("core.buffered",), ("core.many",), ("core.simulate",), ("core.evaluate",), ("core.host",), ("core.tune",)),
+    (("distributed",),),
     (
         ("messages.quantize", "messages.*", "messages"),
         ("personal",),
@@ -218,6 +219,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.counted",
             "experiment.clock",
             "experiment.choosing",
+            "experiment.hardware",
             "experiment.record",
             "experiment.covered",
             "experiment.build",
@@ -299,6 +301,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
 SIMULATION = (
     "_validate",
     "core*",
+    "distributed",
     "messages*",
     "optimizers",
     "personal",

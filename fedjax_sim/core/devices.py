@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, PyTree
@@ -36,10 +37,35 @@ def mesh(devices: Sequence[Any]) -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
+def span_processes(devices: Sequence[Any]) -> bool:
+    """Whether `devices` belong to several processes, see `fedjax_sim.distributed`."""
+    return len({device.process_index for device in devices}) > 1
+
+
+def put(tree: PyTree, sharding: Sharding) -> PyTree:
+    """`tree` placed as `sharding` says. Where that spans several processes, all have to call this with equal arrays, of
+    which each hands over what its own devices hold."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(x: Any) -> Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x if x.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(x)
+        whole = np.asarray(x)
+        whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype), copy=False)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree)
+
+
 def replicate(tree: PyTree, devices: Sequence[Any]) -> PyTree:
-    """`tree` with a copy of every array on each of `devices`, where a round wants its state and population."""
-    target = devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), PartitionSpec())
-    return jax.device_put(tree, target)
+    """`tree` with a copy of every array on each of `devices`, where a round wants its state and population.
+
+    Where the devices belong to several processes, all have to call this with equal arrays.
+    """
+    return put(tree, _over(devices, PartitionSpec()))
 
 
 def split_entries(tree: PyTree, devices: Sequence[Any], kept: int = 1) -> PyTree:
@@ -73,5 +99,13 @@ def gather_entries(tree: PyTree, devices: Sequence[Any]) -> PyTree:
 
 def deal(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     """`tree` with the first axes of its arrays split over `devices`, as `make_many` returns its states."""
-    target = devices[0] if len(devices) == 1 else NamedSharding(mesh(devices), PartitionSpec(AXIS))
-    return jax.device_put(tree, target)
+    return put(tree, _over(devices, PartitionSpec(AXIS)))
+
+
+def for_every_host(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """Within a program, `tree` such that every process can read all of it; nothing changes where there is only one."""
+    return gather_entries(tree, devices) if span_processes(devices) else tree
+
+
+def _over(devices: Sequence[Any], spec: PartitionSpec) -> Sharding:
+    return SingleDeviceSharding(devices[0]) if len(devices) == 1 else NamedSharding(mesh(devices), spec)

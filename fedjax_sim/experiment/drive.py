@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim import distributed
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.compile import tuned
-from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.devices import for_every_host, replicate
 from fedjax_sim.core.host import HostMemory, memory_bytes, with_host_memory
 from fedjax_sim.core.simulate import make_rounds
 from fedjax_sim.core.types import Cohort, PyTree, RoundMetrics
@@ -90,7 +91,8 @@ class Driver:
         def program(given: tuple[dict[str, Any], Any], *arguments: Any) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
             round_fn = round_of(self.experiment, algorithm_with(self.experiment, *given), self.devices, lanes)
             how: dict[str, Any] = {"watch": self.watch, "proceed": self.proceed}
-            return make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, **how)(*arguments)
+            found = make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, **how)(*arguments)
+            return for_every_host(found, self.devices)
 
         self.program = tuned(program, donate_argnums=(1, 2))
 
@@ -167,7 +169,7 @@ class Driver:
         """Some cohort to time rounds with, and the key."""
         ids = self.experiment.sampler.draw(self.seed, round)
         if not self.streams:
-            return select(self.population, ids), self.key
+            return select(self.population, self.place(ids)), self.key
         data = phase_at(self.experiment.phases, round).data
         return next(iter(stream(data, [ids], place=self.place))), self.key
 
@@ -211,6 +213,19 @@ def keeps_on_disk(experiment: Experiment) -> bool:
         return False
     one = memory_bytes(experiment.algorithm, experiment.model.params, experiment.data.num_clients)
     return one > 0 and (asked == "disk" or (asked == "auto" and one * experiment.data.num_clients > MEMORY_BYTES))
+
+
+def refuse_on_several(experiment: Experiment) -> None:
+    """Several processes can run it, where there are several.
+
+    Raises:
+      InputError: they cannot.
+    """
+    if distributed.several() and keeps_on_disk(experiment):
+        raise InputError(
+            "execution.client_memory: several processes cannot share what clients remember on disk; set it to device, "
+            "or run one process"
+        )
 
 
 def _streams(experiment: Experiment) -> bool:
