@@ -1,7 +1,7 @@
 """The devices a simulation runs on."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from fedjax_sim import _validate
 from fedjax_sim.core.types import Array, PyTree
 
 AXIS = "devices"
+SMALL = 2**15  # entries that all processes had better send to all than add up on the way
 
 
 def use_cpu_devices(count: int | None = None) -> int:
@@ -87,6 +88,55 @@ def split_rows(x: Array, devices: Sequence[Any]) -> Array:
     if len(devices) <= 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh(devices), PartitionSpec(AXIS)))
+
+
+def gather_rows(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """Within `shard_map`, the arrays [R, ...] of all `devices` one after another, [D R, ...]. Between processes they
+    travel as one message, for it is the number of messages that takes time."""
+    if not span_processes(devices):
+        return jax.lax.all_gather(tree, AXIS, tiled=True)
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), _gathered(tree))
+
+
+def sum_and_gather(total: PyTree, rows: PyTree, devices: Sequence[Any]) -> tuple[PyTree, PyTree]:
+    """Within `shard_map`, the sum over `devices` of each array of `total`, and `gather_rows` of the others; in one
+    message where the former are small."""
+    if not span_processes(devices):
+        return jax.lax.psum(total, AXIS), gather_rows(rows, devices)
+    if sum(leaf.size for leaf in jax.tree.leaves(total)) <= SMALL:
+        found, rows = _gathered((total, rows))
+        return jax.tree.map(lambda x: x.sum(0), found), jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)
+    return _packed(lambda entries: jax.lax.psum(entries, AXIS), total), gather_rows(rows, devices)
+
+
+def _gathered(tree: PyTree) -> PyTree:
+    """Arrays [D, ...] of those of each device; whatever has four bytes an entry, and truth values, in one message."""
+
+    def as_words(x: Array) -> Array:
+        if x.dtype == jnp.bool_:
+            return x.astype(jnp.uint32)
+        return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x
+
+    def back(words: Array, x: Array) -> Array:
+        if x.dtype == jnp.bool_:
+            return words != 0
+        return words if words.dtype == x.dtype else jax.lax.bitcast_convert_type(words, x.dtype)
+
+    found = _packed(lambda entries: jax.lax.all_gather(entries, AXIS), jax.tree.map(as_words, tree))
+    return jax.tree.map(back, found, tree)
+
+
+def _packed(collective: Callable[[Array], Array], tree: PyTree) -> PyTree:
+    """`collective` of the arrays, called once for all entries of a dtype, n of them: `[n] -> [..., n]`."""
+    leaves, structure = jax.tree.flatten(tree)
+    found: list[Any] = [None] * len(leaves)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        which = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        entries = collective(jnp.concatenate([leaves[i].ravel() for i in which]))
+        ends = np.cumsum([leaves[i].size for i in which])[:-1]
+        for i, part in zip(which, jnp.split(entries, ends, axis=-1), strict=True):
+            found[i] = part.reshape((*part.shape[:-1], *leaves[i].shape))
+    return jax.tree.unflatten(structure, found)
 
 
 def gather_entries(tree: PyTree, devices: Sequence[Any]) -> PyTree:

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from fedjax_sim.core.devices import AXIS, mesh
+from fedjax_sim.core.devices import AXIS, gather_rows, mesh, span_processes, sum_and_gather
 from fedjax_sim.core.types import Array, PyTree
 
+MESSAGE_ENTRIES = 2**18  # about how many entries of clients' memory a device sends at once
+FEW_ENTRIES = 1024  # of an item, up to which its outputs are sent to other processes in one message
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
 
 
@@ -127,22 +129,54 @@ def fold(
 
         def exchange(memory: PyTree, place: Array) -> tuple[PyTree, None]:
             """What the devices' blocks of one turn have left in their own copies is put into all."""
-            found = lax.all_gather((place, rows_of(memory, place)), AXIS, tiled=True)
-            return with_rows(memory, *found), None
+            return with_rows(memory, *gather_rows((place, rows_of(memory, place)), devices)), None
 
         def shard(
             acc: PyTree, memory: PyTree, shared: PyTree, items: PyTree, slots: Array, places: Array
-        ) -> tuple[PyTree, PyTree, PyTree]:
+        ) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+            mine = lax.axis_index(AXIS)
+            slots, places = (lax.dynamic_slice_in_dim(x, mine, 1) for x in (slots, places))
             acc, memory, outputs = on_device(acc, memory, shared, items, slots, places)
-            if jax.tree.leaves(memory):  # block by block, for all rows at once would be as large as the cohort
-                memory, _ = lax.scan(exchange, memory, places[0])
-            return lax.psum(acc, AXIS), memory, outputs
+            if jax.tree.leaves(memory):  # some blocks at a time, for all rows at once would be as large as the cohort
+                memory, _ = lax.scan(exchange, memory, _some_at_once(places[0], memory, devices))
+            few, many = _by_size(outputs) if span_processes(devices) else (None, outputs)
+            acc, few = sum_and_gather(acc, few, devices)
+            return acc, memory, few, many
 
-        specs = (_REPLICATED, _REPLICATED, _REPLICATED, _REPLICATED, _SPLIT, _SPLIT)
-        out_specs = (_REPLICATED, _REPLICATED, _SPLIT)
+        specs = (_REPLICATED, _REPLICATED, _REPLICATED, _REPLICATED, _REPLICATED, _REPLICATED)
+        out_specs = (_REPLICATED, _REPLICATED, _REPLICATED, _SPLIT)
         # unchecked, for what a client starts from (zeros, optimizer states) is not marked as varying over devices
         run = jax.shard_map(shard, mesh=mesh(devices), in_specs=specs, out_specs=out_specs, check_vma=False)
-        acc, memory, outputs = run(zero, memory, shared, items, slots, places)
+        acc, memory, few, many = run(zero, memory, shared, items, slots, places)
+        outputs = many if few is None else jax.tree.map(_either, few, many, is_leaf=lambda x: x is None)
     flat = place(jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), outputs))
     where = jnp.zeros(count, jnp.int32).at[slots.reshape(-1)].set(jnp.arange(slots.size, dtype=jnp.int32), mode="drop")
     return acc, memory, jax.tree.map(lambda x: x[where], flat)
+
+
+def _some_at_once(places: Array, memory: PyTree, devices: Sequence[Any]) -> Array:
+    """Rows int32[blocks, lanes] as int32[messages, M], those that are exchanged together; between processes as many as
+    a message of moderate size holds, with places of no row at the end."""
+    if not span_processes(devices):
+        return places
+    blocks, lanes = places.shape
+    row = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(memory))
+    together = lanes * max(1, min(blocks, MESSAGE_ENTRIES // max(1, row * lanes)))
+    missing = -places.size % together
+    return jnp.pad(places.ravel(), (0, missing), constant_values=jnp.iinfo(jnp.int32).max).reshape(-1, together)
+
+
+def _by_size(outputs: PyTree) -> tuple[PyTree, PyTree]:
+    """Arrays [blocks, L, ...] of few entries an item, which travel together, and the others; each with None for the
+    rest."""
+
+    def few(x: Array) -> bool:
+        return x.size <= FEW_ENTRIES * x.shape[0] * x.shape[1]
+
+    return jax.tree.map(lambda x: x if few(x) else None, outputs), jax.tree.map(
+        lambda x: None if few(x) else x, outputs
+    )
+
+
+def _either(first: Array | None, second: Array | None) -> Array | None:
+    return second if first is None else first
