@@ -242,6 +242,18 @@ def test_one_process_alone_decides_writes_and_waits_for_nobody() -> None:
         raise KeyError("mine")
 
 
+@pytest.mark.slow
+def test_two_processes_stream_what_their_own_devices_need(tmp_path: Path) -> None:
+    given = (*COMMON, "execution.memory=stream", "network.profiles=lognormal", "network.dropout=0.2")
+    both = ("run", *settings(*given, "output.name=two"))
+    with processes(tmp_path, both, both) as at_work:
+        first, second = at_work.ended()
+    assert (first.status, first.err) == (0, "")
+    assert second == (0, "", "")
+    run(load_config(None, [*given, f"output.folder={tmp_path / 'runs'}", "output.name=one"]), draw=draw)
+    assert left(tmp_path / "runs" / "two") == left(tmp_path / "runs" / "one")
+
+
 @pytest.mark.parametrize("command", ["sweep", "tune", "diagnose"])
 def test_commands_of_many_runs_say_that_they_are_of_one_process(command: str) -> None:
     status, _, err = inside(command, "--distributed")

@@ -152,6 +152,18 @@ def deal(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     return put(tree, _over(devices, PartitionSpec(AXIS)))
 
 
+def split_parts(own: np.ndarray, devices: Sequence[Any]) -> Array:
+    """Arrays [D, ...], a part for each device, made of the parts [own, ...] of those that are this process's."""
+    local = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    shape, place = (len(devices), *own.shape[1:]), {device: at for at, device in enumerate(local)}
+    sharding = NamedSharding(mesh(devices), PartitionSpec(AXIS))
+
+    def part(index: Any) -> np.ndarray:
+        return own[place[index[0].start or 0]][None]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
 def for_every_host(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     """Within a program, `tree` such that every process can read all of it; nothing changes where there is only one."""
     return gather_entries(tree, devices) if span_processes(devices) else tree

@@ -51,6 +51,7 @@ class Driver:
         self.plan = Plan(experiment, experiment.sampler, experiment.simulation, self.seed, past=past)
         self.slots = self.plan.slots
         self.place = partial(replicate, devices=devices)
+        self.placing: dict[str, Any] = {"place": self.place, "devices": devices if len(devices) > 1 else None}
         self.key = self.place(jax.random.key(self.seed))
         self.given = {name: np.float32(value) for name, value in rates(experiment).items()}, np.uint32(self.seed)
         self.streams = _streams(experiment)
@@ -128,10 +129,8 @@ class Driver:
             if self.streams:
                 if number >= self.held_until:
                     self._hold(number)
-                *indices, examples, most = self.held
-                ids, starts, sizes, rows = (array[number - self.held_from] for array in indices)
-                most = None if most is None else most[number - self.held_from]
-                cohort = Cohort(ids, starts, sizes, rows, examples, most)
+                indices, now_at = self.held._replace(examples=()), number - self.held_from
+                cohort = jax.tree.map(lambda x, at=now_at: x[at], indices)._replace(examples=self.held.examples)
             else:
                 table = jax.tree.map(lambda rows: self.place(rows[0]), self.plan.tables(number, 1))
                 cohort = select(self.population, table.ids)._replace(most_steps=table.most_steps)
@@ -171,7 +170,7 @@ class Driver:
         if not self.streams:
             return select(self.population, self.place(ids)), self.key
         data = phase_at(self.experiment.phases, round).data
-        return next(iter(stream(data, [ids], place=self.place))), self.key
+        return next(iter(stream(data, [ids], **self.placing))), self.key
 
     def _load(self, round: int) -> None:
         phase = phase_at(self.experiment.phases, round)
@@ -183,7 +182,7 @@ class Driver:
         self.majority = {on: majority(part["labels"]) for on, part in parts.items() if part is not None}
         if self.streams:
             self.steps = deque()  # another one, for the tables of the phase before may still be read ahead
-            self.cohorts = stream(phase.data, self._tables(round, phase.data, self.steps), place=self.place)
+            self.cohorts = stream(phase.data, self._tables(round, phase.data, self.steps), **self.placing)
             self.held_until = round
         else:
             self.population = None  # frees the one before first
