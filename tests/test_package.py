@@ -114,6 +114,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("core.collect",),),
     (("core.round",),),
     (("core.buffered",), ("core.many",), ("core.simulate",), ("core.evaluate",), ("core.host",), ("core.tune",)),
+    (("distributed",),),
     (
         ("messages.quantize", "messages.*", "messages"),
         ("personal",),
@@ -219,6 +220,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "experiment.counted",
             "experiment.clock",
             "experiment.choosing",
+            "experiment.hardware",
             "experiment.record",
             "experiment.covered",
             "experiment.recipe",
@@ -301,6 +303,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
 SIMULATION = (
     "_validate",
     "core*",
+    "distributed",
     "messages*",
     "optimizers",
     "personal",

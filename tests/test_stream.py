@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, assert_equal, make_algorithm, make_federation
+from conftest import BATCH, assert_close, assert_equal, make_algorithm, make_federation
 
 import fedjax_sim as fs
 from fedjax_sim.data import FederatedData, from_clients
@@ -76,6 +76,28 @@ def test_streamed_rounds_equal_resident_rounds_bit_for_bit(federation, data, nam
         b, streamed = round_fn(b, cohort, key)
         assert_equal(metrics, streamed)
     assert_equal(a, b)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_each_device_holds_the_examples_of_its_own_clients_alone(federation, data, lanes):
+    devices, algorithm, key = jax.devices()[:2], make_algorithm("scaffold"), jax.random.key(0)
+    drawn = np.array([[0, 3, 2, -1, 4], [5, 1, 0, 3, -1]])
+    (slices,) = stream(data, [drawn], place=lambda tree: fs.replicate(tree, devices), devices=devices)
+    sizes = np.asarray(slices.sizes)
+    for round, homes in enumerate(np.asarray(slices.homes)):
+        assert np.bincount(homes, minlength=2).max() <= 3
+        assert abs(np.diff(np.bincount(homes, sizes[round], 2))[0]) <= sizes[round].max()
+    held = slices.examples["labels"]
+    assert [shard.data.shape[0] for shard in held.addressable_shards] == [1, 1]
+    assert held.shape[1] < sizes.sum()
+    simulate = fs.make_simulation(
+        fs.make_round(algorithm, batch_size=BATCH, devices=devices, lanes=lanes), max_rounds=2
+    )
+    state, population = fs.replicate((fs.init(algorithm, federation.params, 6), federation.population), devices)
+    own, metrics = simulate(jax.tree.map(jnp.copy, state), population, key, 2, drawn)
+    streamed, found = simulate(state, slices, key, 2)
+    assert_close(own, streamed)
+    assert_close(metrics, found)
 
 
 def test_cohorts_of_many_sizes_compile_seldom(federation, data):

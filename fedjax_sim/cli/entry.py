@@ -45,25 +45,38 @@ def main() -> None:
 
         if isinstance(error, BrokenPipeError):  # whoever read the output has gone, `head` for instance
             os._exit(141)
-        _fail(os_reason(error))
+        _fail(os_reason(error), error=error)
     except (KeyboardInterrupt, typer.Abort):
         leave()
     except Exception as error:
         from fedjax_sim._validate import InputError
+        from fedjax_sim.distributed import Agreed, Lost
 
+        told, cause = error, error.__cause__
+        if isinstance(error, Agreed) and isinstance(cause, Exception) and not isinstance(cause, InputError | OSError):
+            error = cause
         if isinstance(error, InputError):
-            _fail(error)
+            _fail(error, error=told)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the latter is how JAX says it
-            _fail(f"not enough memory ({str(error)[:200] or 'for it'}); take a smaller model, or fewer clients")
-        _fail(_reported(error), UNFORESEEN)
+            text = f"not enough memory ({str(error)[:200] or 'for it'}); take a smaller model, or fewer clients"
+            _fail(text, error=told)
+        _fail(error if isinstance(error, Lost) else _reported(error), UNFORESEEN, error=told)
 
 
 def _warn(message: Any, *_: Any, **__: Any) -> None:
     print(f"warning: {_line(message)}", file=sys.stderr)
 
 
-def _fail(message: Any, status: int = 2) -> None:
+def _fail(message: Any, status: int = 2, *, error: Exception | None = None) -> None:
     print(f"error: {_line(message)}", file=sys.stderr)
+    others = sys.modules.get("fedjax_sim.distributed")
+    if others is not None and others.joined():
+        if not isinstance(error, others.Agreed):  # they do not know of it, and notice when this process is gone
+            leave(status, text="")
+        try:
+            others.finish()
+        except RuntimeError:  # one of them has gone already
+            leave(status, text="")
     sys.exit(status)
 
 

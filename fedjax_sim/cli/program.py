@@ -23,6 +23,15 @@ Overrides = Annotated[
 ]
 
 
+def _refuse(asked: bool) -> bool:
+    if asked:
+        raise typer.BadParameter("many runs are made by one process; leave it out, or give each process a part of them")
+    return asked
+
+
+Alone = Annotated[bool, typer.Option("--distributed", hidden=True, callback=_refuse)]
+
+
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
     """Simulates federated learning, fast."""

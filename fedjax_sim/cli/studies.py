@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedjax_sim.cli.program import ConfigPath, Overrides, app
+from fedjax_sim.cli.program import Alone, ConfigPath, Overrides, app
 
 Over = Annotated[
     list[str] | None,
@@ -27,6 +27,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, from training.seed on.")] = 1,
     samples: Annotated[int, typer.Option(min=0, help="Settings drawn at random; 0 for the whole grid.")] = 0,
     folder: SweepFolder = Path("sweep"),
+    distributed: Alone = False,
 ) -> None:
     """Runs a grid or a random sample of settings over seeds, as few compiled programs, and prints the best first."""
     from fedjax_sim._validate import InputError
@@ -73,6 +74,7 @@ def tune(
     hours: Annotated[float | None, typer.Option(help="Simulated hours of a trial; needs network.profiles.")] = None,
     prune: Annotated[bool, typer.Option(help="Stop trials that look hopeless.")] = True,
     folder: SweepFolder = Path("study"),
+    distributed: Alone = False,
 ) -> None:
     """Searches for settings by Bayesian optimization, on clients that are held out; never on the test set."""
     from fedjax_sim._validate import InputError
@@ -119,6 +121,7 @@ def diagnose(
         list[str] | None, typer.Option("--cause", help="Look for this cause only, label_skew say; may be repeated.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where it is kept; one that has begun goes on.")] = None,
+    distributed: Alone = False,
 ) -> None:
     """Says why accuracy is what it is and what helps, from worlds that lack a suspected cause.
 

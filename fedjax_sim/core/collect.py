@@ -41,6 +41,7 @@ class Work(NamedTuple):
     poisson: bool = False
     rewrite: bool | None = None  # as of `make_round`
     equal: bool = False  # whether all clients that are present do equally many local steps
+    homes: Array | None = None  # int32[C], of `Cohort`
 
 
 class Arrival(NamedTuple):
@@ -100,7 +101,7 @@ def run_clients(
     rows = jnp.where(items.present, items.rows, jnp.iinfo(jnp.int32).max)
     return execute.fold(
         block, zero, memory, (shared, work.examples), items, rows, items.steps,
-        lanes=work.lanes, devices=work.devices, place=place,
+        lanes=work.lanes, devices=work.devices, place=place, homes=work.homes,
     )  # fmt: skip
 
 

@@ -57,19 +57,25 @@ def make_evaluation(
     def evaluate(params: PyTree, examples: PyTree) -> dict[str, Array]:
         total = _validate.leading("examples", examples)
         size = min(batch_size, total)
+        parts = max(1, len(devices))
+        parts = parts if size % parts == 0 else 1  # each device adds up its own, and all once at the end
+
+        def added(values: Array) -> Array:
+            return split_rows(values.reshape((*values.shape[:-1], parts, -1)).sum(-1).T, devices if parts > 1 else ())
 
         def sums(first: Array) -> tuple[dict[str, Array], dict[str, Array], Array]:
             rows = split_rows(first + jnp.arange(size), devices)
             batch = _rows(examples, rows)
             values = _values(metric_fn, params, batch, rows < total)
+            plain = jax.tree.map(added, values)
             if classes is None:
-                return jax.tree.map(jnp.sum, values), {}, jnp.zeros(())
+                return plain, {}, jnp.zeros(1)
             of_class = jnp.where(rows < total, jax.nn.one_hot(batch["labels"], classes, axis=0), 0)
-            by_class = {name: jnp.sum(of_class * value, axis=1) for name, value in values.items()}
-            return jax.tree.map(jnp.sum, values), by_class, of_class.sum(1)
+            return plain, {name: added(of_class * value) for name, value in values.items()}, added(of_class)
 
         quick_sums = suited(sums, jax.local_devices())
-        plain, by_class, count = jax.tree.map(lambda x: x.sum(0), lax.map(quick_sums, jnp.arange(0, total, size)))
+        found = lax.map(quick_sums, jnp.arange(0, total, size))
+        plain, by_class, count = jax.tree.map(lambda x: x.sum((0, 1)), found)
         means = {name: value / total for name, value in plain.items()}
         return means | {f"class_{name}": value / count for name, value in by_class.items()}
 

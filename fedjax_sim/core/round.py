@@ -110,7 +110,7 @@ def make_items(cohort: Cohort, plan: Callable[[Array], Array], key: Array, trans
     """
     arrays = {name: getattr(cohort, name) for name in ("ids", "starts", "sizes", "rows")}
     most = {} if cohort.most_steps is None else {"most_steps": cohort.most_steps}
-    _validate.cohort({**arrays, **most}, cohort.examples)
+    _validate.cohort({**arrays, **most, **({} if cohort.homes is None else {"homes": cohort.homes})}, cohort.examples)
     steps = jnp.minimum(plan(cohort.sizes), most["most_steps"]) if most else plan(cohort.sizes)
     present = (cohort.ids >= 0) & (cohort.sizes > 0) & (steps > 0)
     keys = (client_keys(k, cohort.ids) for k in (key, transform_key))
@@ -148,7 +148,7 @@ def bind(
         width = lanes or default_lanes(slots, where)
         return Work(cohort.examples, batch_size, client_losses == "examples", width, where, wrapper(key),
                     poisson=local_sampling == "poisson", rewrite=rewrite,
-                    equal=local_steps is not None and cohort.most_steps is None)  # fmt: skip
+                    equal=local_steps is not None and cohort.most_steps is None, homes=cohort.homes)  # fmt: skip
 
     plan = partial(planned_steps, batch_size=batch_size, local_epochs=local_epochs, local_steps=local_steps)
     return Binding(plan, work)

@@ -59,9 +59,8 @@ def make_rounds(
     def one_round(state: Any, population: Source, key: Array, tables: _Tables, row: Array) -> tuple[Any, RoundMetrics]:
         cohorts, most_steps, turn = jax.tree.map(lambda table: table[row], tables)
         if isinstance(population, Cohort):
-            *indices, examples, most = population
-            ids, starts, sizes, rows = (array[row] for array in indices)
-            cohort = Cohort(ids, starts, sizes, rows, examples, None if most is None else most[row])
+            indices, examples = population._replace(examples=()), population.examples
+            cohort = jax.tree.map(lambda index: index[row], indices)._replace(examples=examples)
         elif cohorts is not None:
             cohort = select(population, cohorts)._replace(most_steps=most_steps)
         else:

@@ -27,7 +27,13 @@ def candidates(cohort_size: int, devices: Sequence[Any]) -> list[int]:
 
 
 def tune_lanes(
-    make: Callable[[int], RoundFn], state: RoundState, cohort: Cohort, key: Array, widths: Iterable[int]
+    make: Callable[[int], RoundFn],
+    state: RoundState,
+    cohort: Cohort,
+    key: Array,
+    widths: Iterable[int],
+    *,
+    agree: Callable[[float], float] = lambda seconds: seconds,
 ) -> dict[int, float]:
     """Seconds of a round for each lane width that was tried; the quickest is `min(result, key=result.get)`.
 
@@ -35,6 +41,7 @@ def tune_lanes(
       make: `make(lanes) -> round_fn`, say a `functools.partial` of `make_round`.
       state, cohort, key: what the round is tried on; nothing of them is changed or donated.
       widths: to try, in order; the rest are left out once one is clearly slower than the best.
+      agree: of a measured time, what is taken for it; processes that share a round have to take the same.
 
     Raises:
       InputError: no widths are given.
@@ -48,7 +55,7 @@ def tune_lanes(
             start = time.perf_counter()
             jax.block_until_ready(round_fn(state, cohort, key))
             trials.append(time.perf_counter() - start)
-        seconds[lanes] = min(trials)
+        seconds[lanes] = agree(min(trials))
         if seconds[lanes] > GIVE_UP * min(seconds.values()):
             break
     if not seconds:

@@ -63,6 +63,8 @@ class Cohort(NamedTuple):
     rows: Array  # int32[C], the client's row in the state's per-client memory
     examples: PyTree  # arrays [total, ...]
     most_steps: Any = None  # int32[C], what a client does at most of its planned local steps; 0: it takes no part
+    homes: Any = None  # int32[C], the device that alone holds a client's examples, of which none holds more than C / D
+    # clients; where that is given, examples are arrays [D, total, ...], a part for each device
 
 
 class RoundState(NamedTuple):

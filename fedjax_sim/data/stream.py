@@ -3,11 +3,12 @@
 The round function is the same as for resident data, and so are its results: only where a client's rows lie differs.
 """
 
+import heapq
 import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
+from fedjax_sim.core.devices import split_parts
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.data.convert import narrowed
 from fedjax_sim.data.federated import FederatedData, check_values
@@ -47,6 +49,42 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
     _validate.finite("cohort", examples)
     ids, starts, sizes, held = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
     return Cohort(ids, starts, sizes, held, examples)
+
+
+def homes_of(sizes: np.ndarray, devices: int) -> np.ndarray:
+    """Which of so many devices takes each client of a cohort, int32 like `sizes` int[C]: from the largest to the
+    smallest, each goes to the one with the fewest examples that still has room, all for equally many clients."""
+    homes, room = np.zeros(len(sizes), np.int32), -(-len(sizes) // devices)
+    least = [(0, device, 0) for device in range(devices)]
+    for client in np.argsort(-sizes, kind="stable").tolist():
+        held, device, clients = heapq.heappop(least)
+        homes[client] = device
+        if clients + 1 < room:
+            heapq.heappush(least, (held + int(sizes[client]), device, clients + 1))
+    return homes
+
+
+def _gather_own(data: FederatedData, ids: np.ndarray, homes: np.ndarray, rows: int, devices: Sequence[Any]) -> Cohort:
+    """As `gather`, with `Cohort.homes` like `ids`: examples [D, rows, ...] over `devices`, of which this process reads
+    what its own hold; the rest are host arrays."""
+    shape = np.shape(ids)
+    ids, held, firsts, sizes = _located(data, ids)
+    starts, at_home = np.zeros_like(sizes), [np.flatnonzero(homes.ravel() == d) for d in range(len(devices))]
+    for mine in at_home:
+        starts[mine] = np.cumsum(sizes[mine]) - sizes[mine]
+    own = [d for d, device in enumerate(devices) if device.process_index == jax.process_index()]
+    examples = {}
+    for field, array in data.examples.items():
+        out = np.zeros((len(own), rows, *array.shape[1:]), array.dtype)
+        for i, d in enumerate(own):
+            _read(array, firsts[at_home[d]], sizes[at_home[d]], out[i])
+        examples[field] = narrowed(field, out.reshape(-1, *array.shape[1:]))
+    check_values("cohort", examples, data.classes, data.vocabulary)
+    _validate.finite("cohort", examples)
+    examples = {field: split_parts(x.reshape(len(own), rows, *x.shape[1:]), devices) for field, x in examples.items()}
+    of_ids, of_starts, of_sizes, of_rows = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
+    indices: dict[str, Any] = {"ids": of_ids, "starts": of_starts, "sizes": of_sizes, "rows": of_rows}
+    return Cohort(**indices, examples=examples, homes=homes)
 
 
 def _located(data: FederatedData, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -101,6 +139,7 @@ def stream(
     *,
     place: Callable[[Any], Any] = jax.device_put,
     ahead: int = 2,
+    devices: Sequence[Any] | None = None,
 ) -> Iterator[Cohort]:
     """The cohorts with their examples on the device, read and copied by a thread while earlier rounds compute.
 
@@ -110,6 +149,8 @@ def stream(
         in one slice, for `make_simulation`, save most of the cost of handing each over.
       place: puts a pytree of host arrays where the round wants it.
       ahead: cohorts prepared beyond the one in use, at least 1; they take memory.
+      devices: of the round. Given, each holds the examples of the clients that it trains alone, which
+        `Cohort.homes` says, and each process reads those of its own devices; else `place` puts all on all.
 
     Yields:
       One `Cohort` for each entry of `cohorts`. Slices are padded to a common length, which grows by a quarter or more
@@ -133,10 +174,19 @@ def stream(
         rows = 0
         try:
             for ids in cohorts:
-                needed = max(1, int(_located(data, ids)[3].sum()))
+                sizes, homes = _located(data, ids)[3].reshape(np.shape(ids)), None
+                needed = max(1, int(sizes.sum()))
+                if devices is not None:
+                    rounds = sizes.reshape(-1, np.shape(ids)[-1])
+                    homes = np.stack([homes_of(each, len(devices)) for each in rounds]).reshape(np.shape(ids))
+                    needed = max(1, *(int(sizes[homes == d].sum()) for d in range(len(devices))))
                 if needed > rows:
                     rows = _rounded(needed * 5 // 4)  # room for the next, too
-                put(place(gather(data, ids, rows=rows)))
+                if devices is None or homes is None:
+                    put(place(gather(data, ids, rows=rows)))
+                else:
+                    found = _gather_own(data, ids, homes, rows, devices)
+                    put(place(found._replace(examples=()))._replace(examples=found.examples))
                 if stop.is_set():
                     return
             put(None)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._validate import InputError, about_file
+from fedjax_sim.core.devices import put
 from fedjax_sim.core.types import PyTree
 
 FOLDER, PARTIAL = "checkpoints", "partial"
@@ -161,11 +162,9 @@ def _arrays(saved: Saved) -> Arrays:
 
 def _like(leaf: Any, found: np.ndarray) -> Any:
     if _is_key(leaf):
-        return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(leaf)), leaf.sharding
-        )
+        return put(jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(leaf)), leaf.sharding)
     array = found if leaf.dtype.isbuiltin == 1 else found.view(leaf.dtype)[..., 0]
-    return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
+    return put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
 
 
 def _shown(kind: tuple[np.dtype, tuple[int, ...]] | None) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.cohort import select
+from fedjax_sim.core.devices import for_every_host, replicate, span_processes
 from fedjax_sim.core.evaluate import make_client_evaluation
 from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.types import Cohort, RoundState
@@ -46,9 +47,10 @@ def evaluate_clients(
     memory: HostMemory | None,
     key: jax.Array,
     devices: list[Any],
-    file: Path,
+    file: Path | None,
 ) -> ClientSummary | None:
-    """Tests the clients that have test rows, as many as the configuration asks for, and writes a line of JSON for each.
+    """Tests the clients that have test rows, as many as the configuration asks for, and writes a line of JSON for each
+    if there is a file.
 
     Which they are, where not all are asked for, the seed of the data says. None where there is nobody to test.
     """
@@ -62,34 +64,35 @@ def evaluate_clients(
     if len(ids) == 0:
         return None
     at_once = min(AT_ONCE, len(ids))
-    evaluate = jax.jit(
-        make_client_evaluation(
-            experiment.algorithm,
-            experiment.model.metric_fn,
-            batch_size=training.batch_size,
-            local_epochs=training.local_epochs,
-            local_steps=training.local_steps,
-            devices=devices,
-        )
+    evaluation = make_client_evaluation(
+        experiment.algorithm,
+        experiment.model.metric_fn,
+        batch_size=training.batch_size,
+        local_epochs=training.local_epochs,
+        local_steps=training.local_steps,
+        devices=devices,
     )
+    evaluate = jax.jit(lambda *given: for_every_host(evaluation(*given), devices))
     slots = np.concatenate([ids, np.full(-len(ids) % at_once, -1, np.int32)]).reshape(-1, at_once)
     longest = max(int(data.sizes[np.maximum(s, 0)].sum()) for s in slots)
     tests = tests._replace(examples={field: narrowed(field, array) for field, array in tests.examples.items()})
-    held = jax.device_put(tests, devices[0]) if len(devices) == 1 else tests
+    held = replicate(tests, devices) if len(devices) == 1 or span_processes(devices) else tests
     rows = []
     for chosen in slots:
         train: Cohort = gather(data, chosen, rows=max(longest, 1))
         if memory is not None:
             state = state._replace(clients=memory.rows(chosen)[0])
             train = train._replace(rows=np.arange(at_once, dtype=np.int32))
-        scores = jax.tree.map(np.asarray, evaluate(state, train, select(held, chosen), key))
+        placed = replicate(chosen, devices) if span_processes(devices) else chosen
+        scores = jax.tree.map(np.asarray, evaluate(state, train, select(held, placed), key))
         for slot in np.flatnonzero(scores.examples > 0):
             row = {"client": int(chosen[slot]), "name": data.name(int(chosen[slot])),
                    "test_examples": int(scores.examples[slot])}  # fmt: skip
             for kind, metrics in (("global", scores.before), ("personal", scores.after)):
                 row |= {f"{kind}_{name}": _number(values[slot]) for name, values in metrics.items()}
             rows.append(row)
-    write_whole(file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    if file is not None:
+        write_whole(file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     of_global, of_personal = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("global", "personal"))
     return ClientSummary(
         len(rows),

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim import distributed
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.compile import tuned
-from fedjax_sim.core.devices import replicate
+from fedjax_sim.core.devices import for_every_host, replicate
 from fedjax_sim.core.host import HostMemory, memory_bytes, with_host_memory
 from fedjax_sim.core.simulate import make_rounds
 from fedjax_sim.core.types import Cohort, PyTree, RoundMetrics
@@ -50,6 +51,7 @@ class Driver:
         self.plan = Plan(experiment, experiment.sampler, experiment.simulation, self.seed, past=past)
         self.slots = self.plan.slots
         self.place = partial(replicate, devices=devices)
+        self.placing: dict[str, Any] = {"place": self.place, "devices": devices if len(devices) > 1 else None}
         self.key = self.place(jax.random.key(self.seed))
         self.given = {name: np.float32(value) for name, value in rates(experiment).items()}, np.uint32(self.seed)
         self.streams = _streams(experiment)
@@ -90,7 +92,8 @@ class Driver:
         def program(given: tuple[dict[str, Any], Any], *arguments: Any) -> tuple[Any, PyTree, RoundMetrics, PyTree]:
             round_fn = round_of(self.experiment, algorithm_with(self.experiment, *given), self.devices, lanes)
             how: dict[str, Any] = {"watch": self.watch, "proceed": self.proceed}
-            return make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, **how)(*arguments)
+            found = make_rounds(round_fn, cohort_size=slots, max_rounds=self.block, **how)(*arguments)
+            return for_every_host(found, self.devices)
 
         self.program = tuned(program, donate_argnums=(1, 2))
 
@@ -126,10 +129,8 @@ class Driver:
             if self.streams:
                 if number >= self.held_until:
                     self._hold(number)
-                *indices, examples, most = self.held
-                ids, starts, sizes, rows = (array[number - self.held_from] for array in indices)
-                most = None if most is None else most[number - self.held_from]
-                cohort = Cohort(ids, starts, sizes, rows, examples, most)
+                indices, now_at = self.held._replace(examples=()), number - self.held_from
+                cohort = jax.tree.map(lambda x, at=now_at: x[at], indices)._replace(examples=self.held.examples)
             else:
                 table = jax.tree.map(lambda rows: self.place(rows[0]), self.plan.tables(number, 1))
                 cohort = select(self.population, table.ids)._replace(most_steps=table.most_steps)
@@ -167,9 +168,9 @@ class Driver:
         """Some cohort to time rounds with, and the key."""
         ids = self.experiment.sampler.draw(self.seed, round)
         if not self.streams:
-            return select(self.population, ids), self.key
+            return select(self.population, self.place(ids)), self.key
         data = phase_at(self.experiment.phases, round).data
-        return next(iter(stream(data, [ids], place=self.place))), self.key
+        return next(iter(stream(data, [ids], **self.placing))), self.key
 
     def _load(self, round: int) -> None:
         phase = phase_at(self.experiment.phases, round)
@@ -181,7 +182,7 @@ class Driver:
         self.majority = {on: majority(part["labels"]) for on, part in parts.items() if part is not None}
         if self.streams:
             self.steps = deque()  # another one, for the tables of the phase before may still be read ahead
-            self.cohorts = stream(phase.data, self._tables(round, phase.data, self.steps), place=self.place)
+            self.cohorts = stream(phase.data, self._tables(round, phase.data, self.steps), **self.placing)
             self.held_until = round
         else:
             self.population = None  # frees the one before first
@@ -211,6 +212,19 @@ def keeps_on_disk(experiment: Experiment) -> bool:
         return False
     one = memory_bytes(experiment.algorithm, experiment.model.params, experiment.data.num_clients)
     return one > 0 and (asked == "disk" or (asked == "auto" and one * experiment.data.num_clients > MEMORY_BYTES))
+
+
+def refuse_on_several(experiment: Experiment) -> None:
+    """Several processes can run it, where there are several.
+
+    Raises:
+      InputError: they cannot.
+    """
+    if distributed.several() and keeps_on_disk(experiment):
+        raise InputError(
+            "execution.client_memory: several processes cannot share what clients remember on disk; set it to device, "
+            "or run one process"
+        )
 
 
 def _streams(experiment: Experiment) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 import fedjax_sim
+from fedjax_sim import distributed
 from fedjax_sim._text import whole_characters
 from fedjax_sim._validate import InputError, about_file
 from fedjax_sim.experiment.config import Config, Output, to_toml
@@ -123,6 +124,8 @@ def studied(folder: Path, config: Config) -> Iterator[Callable[[], None]]:
     Raises:
       InputError: it cannot be made, is in use, or holds trials of another configuration.
     """
+    if distributed.several():
+        raise InputError("distributed: many runs are made by one process; start it alone, or give each a part of them")
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim import distributed
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.host import HostMemory
 from fedjax_sim.core.round import default_lanes
@@ -115,7 +116,7 @@ class Loop:
             cohort_size=self.driver.slots,
         )  # fmt: skip
         asked = config.execution.lanes
-        known = recall(self.known_as) if asked == "auto" else min(asked, self.driver.slots)
+        known = distributed.decided(recall(self.known_as)) if asked == "auto" else min(asked, self.driver.slots)
         lanes = lanes if asked == "auto" and lanes is not None else known
         self.undecided = known is None and not self.driver.plan.stale and memory is None
         if found is not None:
@@ -130,6 +131,7 @@ class Loop:
         self.lanes = lanes
         self.driver.use_lanes(lanes)
         self.last_saved, self.saved_at = self.done, time.perf_counter()
+        self.stopped = False  # by somebody who asked for it, before training was over
 
     @property
     def federation(self) -> RoundState:
@@ -166,8 +168,11 @@ class Loop:
                 )
 
     def save(self) -> None:
-        """Writes a checkpoint, unless there is one of this round."""
+        """Writes a checkpoint, unless there is one of this round, where this process is the one that writes."""
         if self.last_saved == self.done:
+            return
+        if not distributed.is_primary():
+            self.last_saved = self.done
             return
         for name in (HISTORY, TABLE) if self.each_client else (HISTORY,):
             synced(self.folder / name)  # a checkpoint is of no use without the rows before it
@@ -198,27 +203,35 @@ class Loop:
             began, warm = time.perf_counter(), call > 1 or seconds
             due = (np.arange(self.done + 1, self.done + rounds + 1) % training.evaluate_every) == 0
             due[-1] |= self.done + rounds == training.rounds or over
-            self.state, self.best, metrics, seen = self.driver.advance(self.state, self.best, self.done, due)
+            with distributed.linked():
+                self.state, self.best, metrics, seen = self.driver.advance(self.state, self.best, self.done, due)
             taken = (time.perf_counter() - began) / rounds
             if warm:
                 call = max(1, int(CALL_SECONDS / taken))
             seconds = taken
-            step = self._recorded(metrics, seen, due, cohorts, over)
+            with distributed.announced():
+                step = self._recorded(metrics, seen, due, cohorts, over)
             self.done += len(step.rows)
             for row in step.rows:
                 self.written.update(identity(row))
             yield step
+            every = config.output.checkpoint_every
+            old = time.perf_counter() - self.saved_at >= SAVE_SECONDS if every == "auto" else self.done % every == 0
+            pays = bool(warm) and seconds * (training.rounds - self.done) > TRIAL_PAYS_SECONDS
+            heard = distributed.all_gather([call, old, pays, stop(), [self.done, step.status, self.driver.plan.most]])
+            (call, old, pays, *_), stopping = heard[0], any(each[3] for each in heard)
+            if any(each[4] != heard[0][4] for each in heard):
+                raise InputError("distributed: processes have other results; give each the same machine and packages")
             if step.status is not None:
                 return
             self.driver.plan.adapt(self.done, (self.first or {}).get("loss_before"), step.rows[-1]["loss_before"])
-            every = config.output.checkpoint_every
-            old = time.perf_counter() - self.saved_at >= SAVE_SECONDS if every == "auto" else self.done % every == 0
-            stopping = stop()
             if old or stopping:
-                self.save()
+                with distributed.announced():
+                    self.save()
             if stopping:
+                self.stopped = True
                 raise KeyboardInterrupt
-            if warm and self.undecided and seconds * (training.rounds - self.done) > TRIAL_PAYS_SECONDS:
+            if pays and self.undecided:
                 self._try_widths()
 
     def _rounds_at_once(self, call: int) -> int:
@@ -281,9 +294,13 @@ class Loop:
         """Times lane widths, and goes on with the best."""
         self.undecided = False
         cohort, key = self.driver.sample_cohort(self.done - 1)
-        tried = tune_lanes(self.driver.round_fn, self.state, cohort, key, candidates(self.driver.slots, self.devices))
+        widths = candidates(self.driver.slots, self.devices)
+        agree: Callable[[float], float] = distributed.decided
+        with distributed.linked():
+            tried = tune_lanes(self.driver.round_fn, self.state, cohort, key, widths, agree=agree)
         self.lanes = min(tried, key=lambda n: tried[n])
-        remember(self.known_as, self.lanes)
+        if distributed.is_primary():
+            remember(self.known_as, self.lanes)
         self.driver.use_lanes(self.lanes)
 
     def _count_what_was_spent(self) -> None:

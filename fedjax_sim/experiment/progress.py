@@ -41,15 +41,18 @@ def reporter(console: Console, rounds: int) -> Reporter:
     return terminal(console, rounds) if console.is_terminal else plain(console, rounds)
 
 
-def stopping(told: Reporter) -> tuple[Reporter, Callable[[], bool]]:
+def stopping(told: Reporter, *, shared: bool = False) -> tuple[Reporter, Callable[[], bool]]:
     """Lets Ctrl-C and SIGTERM end a run between two calls, with a checkpoint; before the first round is done, and when
-    they come twice, at once. Returns the reporter to use, and what to ask."""
+    they come twice, at once. Where the run is shared with other processes, which have to hear of it first, it always
+    goes on to the end of a call, and only the second signal ends this process at once.
+
+    Returns the reporter to use, and what to ask."""
     asked, underway = [0], [False]
 
     def handle(number: int, frame: FrameType | None) -> None:
         asked[0] += 1
-        if asked[0] > 1 or not underway[0]:
-            interrupt(frame, again=asked[0] > 2)
+        if asked[0] > 1 or not (underway[0] or shared):
+            interrupt(frame, again=shared or asked[0] > 2)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

@@ -1,5 +1,10 @@
-"""Runs an experiment into a folder of its own, and takes one up again where it was stopped or killed."""
+"""Runs an experiment into a folder of its own, and takes one up again where it was stopped or killed.
 
+Several processes (`fedjax_sim.distributed`) all call `run` or `resume` alike. The primary one makes, locks and writes
+the folder, which the others read on resuming.
+"""
+
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from fedjax_sim import distributed
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.devices import replicate
 from fedjax_sim.experiment import checkpoint
@@ -17,6 +24,7 @@ from fedjax_sim.experiment.choosing import choice
 from fedjax_sim.experiment.clients import evaluate_clients
 from fedjax_sim.experiment.config import Config, load_config, to_toml
 from fedjax_sim.experiment.covered import keeps_the_best
+from fedjax_sim.experiment.drive import refuse_on_several
 from fedjax_sim.experiment.folder import (
     CLIENTS,
     CONFIG,
@@ -35,11 +43,12 @@ from fedjax_sim.experiment.folder import (
     write_json,
     write_whole,
 )
+from fedjax_sim.experiment.hardware import devices_of
 from fedjax_sim.experiment.history import AT_ONCE, History, Row, Rows, append, batched, rows_of
 from fedjax_sim.experiment.loop import Loop, keeps_clients
 from fedjax_sim.experiment.origin import Seen, asked, changed, given
 from fedjax_sim.experiment.per_client import FILE, Table
-from fedjax_sim.experiment.record import Origin, difference, read_origin
+from fedjax_sim.experiment.record import Change, Ingredients, Origin, difference, read_origin
 from fedjax_sim.experiment.recover import MEMORY, Point, latest, settle
 from fedjax_sim.experiment.rehearsal import rehearse
 from fedjax_sim.experiment.spent import as_begun, promise, remember, spent
@@ -80,29 +89,40 @@ def run(
 
     Args:
       config: the experiment.
-      reporter: who is told of progress; nothing is printed here.
+      reporter: who is told of progress, in every process; nothing is printed here.
       draw: draws the history into the file `curves.png` of the run folder.
-      stop: asked after every second or so; True ends training with a checkpoint.
+      stop: asked after every second or so; True, in any process, ends training with a checkpoint.
 
     Returns:
       The summary, which also lies in the run folder as `summary.json`.
 
     Raises:
       InputError: a setting that does not fit, data that cannot be read, or a run folder that is in use.
+      Lost: another process is lost; the checkpoints are there.
     """
-    refuse_used(config.output)  # before the work of building, too
-    tracker = trackers(config.output.track)
-    devices = _devices(config)
-    experiment = build(config, (seen := Seen()).changes)
-    rehearse(experiment, devices)
-    before = experiment.before and experiment.before._asdict()
-    origin = Origin(seen.ingredients(experiment), before=before)
-    folder = make_folder(experiment.config)
-    with unless_nothing_comes_of_it(folder), locked(folder):
-        origin.write(folder)
-        _write_config(folder, experiment.config, environment(devices, config))
-        audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
-        point = settle(folder, experiment, Point(History()))
+    primary = distributed.is_primary()
+    with distributed.together():
+        if primary:
+            refuse_used(config.output)  # before the work of building, too
+        audience = _audience(config, reporter, draw, stop)
+        devices = devices_of(config)
+        experiment = build(config, (seen := Seen()).changes)
+        refuse_on_several(experiment)
+        rehearse(experiment, devices)
+        before = experiment.before and experiment.before._asdict()
+        origin = Origin(seen.ingredients(experiment), before=before)
+    distributed.same("settings or data", origin.begun.mark())
+    with ExitStack() as held:
+        with distributed.together():
+            folder, point = Path(), Point(History())
+            if primary:
+                folder = make_folder(experiment.config)
+                held.enter_context(unless_nothing_comes_of_it(folder))
+                held.enter_context(locked(folder))
+                origin.write(folder)
+                _write_config(folder, experiment.config, environment(devices, config))
+                point = settle(folder, experiment, point)
+        folder = Path(distributed.decided(str(folder)))
         return _train(folder, experiment, devices, point, origin, audience)
 
 
@@ -121,7 +141,7 @@ def resume(
     beside. Of a run that was killed when all rounds were done, what is still missing is made up for.
 
     The run's settings, data and other input files must be those that it was begun with, as `run.json` in its folder has
-    them; [execution] and [output] may differ.
+    them; [execution] and [output] may differ, and so may the number of processes, each of which has to see the folder.
 
     Args:
       folder: of the run.
@@ -133,29 +153,39 @@ def resume(
       InputError: no such run, one that has ended or is at work, settings, data, files, a history or a checkpoint that
         are not the run's own, or a change under which nobody could say what privacy is spent in all.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: it holds no {CONFIG}; give the folder of a run")
-    for name in (SUMMARY, CLIENTS, PICTURE):
-        if (folder / name).is_dir():  # found now, and not when there is something to write
-            raise InputError(f"{folder / name}: it is a folder in the place of a file of the run; remove it")
-    killed = (folder / LOCK).exists()
-    with locked(folder):
-        if (ended := _ended(folder)) is not None:
-            return _make_up(folder, ended, killed, Audience(draw=draw))
-        origin = read_origin(folder)
-        config = asked(folder, origin, overrides)
-        devices, tracker = _devices(config), trackers(config.output.track)
-        _compare(folder, environment(devices, config))
-        experiment = as_begun(build(config, (seen := Seen()).changes), origin)
-        point = latest(folder, experiment)
-        done = len(point.history)
-        change = changed(folder, origin, done, seen.ingredients(experiment), overrides)
-        origin = remember(folder, origin, done, experiment)
-        origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
-        earlier = spent(origin, experiment, done, changing=change is not None)
-        point = settle(folder, experiment, point)
-        audience = Audience(reporter or Audience().reporter, draw, stop, tracker)
+    folder, primary = Path(folder), distributed.is_primary()
+    with ExitStack() as held:
+        with distributed.together():
+            if not (folder / CONFIG).is_file():
+                seen_by = " that every process sees" if distributed.several() else ""
+                raise InputError(f"{folder}: it holds no {CONFIG}; give the folder of a run{seen_by}")
+            for name in (SUMMARY, CLIENTS, PICTURE):
+                if (folder / name).is_dir():  # found now, and not when there is something to write
+                    raise InputError(f"{folder / name}: it is a folder in the place of a file of the run; remove it")
+            killed = (folder / LOCK).exists()
+            if primary:
+                held.enter_context(locked(folder))
+            ended = _ended(folder)
+        if distributed.same(f"{folder}", ended is not None):
+            assert ended is not None
+            with distributed.together():
+                return _make_up(folder, ended, killed, Audience(draw=draw)) if primary else ended
+        with distributed.together():
+            origin = read_origin(folder)
+            config = asked(folder, origin, overrides)
+            devices, audience = devices_of(config), _audience(config, reporter, draw, stop)
+            if primary:
+                _compare(folder, environment(devices, config))
+            experiment = as_begun(build(config, (seen := Seen()).changes), origin)
+            refuse_on_several(experiment)
+            now = seen.ingredients(experiment)
+        with distributed.together():
+            taken = _taken_up(folder, experiment, origin, now, overrides) if primary else None
+        with distributed.together():  # the others read what the primary process has settled
+            point, origin, earlier, change = taken or _taken_up(folder, experiment, origin, now, overrides)
+            sums = [hashlib.sha256(array.tobytes()).hexdigest()[:8] for array in (point.found or {}).values()]
+        distributed.same(f"{folder}", [len(point.history), origin.now.mark(), *sums[:100]])
+        point = point._replace(lanes=distributed.decided(point.lanes))
         try:
             return _train(folder, experiment, devices, point, origin, audience, earlier, change is not None)
         except checkpoint.Misfit as error:
@@ -167,6 +197,20 @@ def resume(
                 f"{folder}: the state of the run does not go with the change ({listed}); leave {out} out, or start "
                 "another run"
             ) from error
+
+
+def _taken_up(
+    folder: Path, experiment: Experiment, origin: Origin, now: Ingredients, overrides: Sequence[str]
+) -> tuple[Point, Origin, list[Past], Change | None]:
+    """Where a run goes on, its record from then on, what was spent under other privacy, and what is changed."""
+    point = latest(folder, experiment)
+    done = len(point.history)
+    change = changed(folder, origin, done, now, overrides)
+    origin = remember(folder, origin, done, experiment)
+    origin = origin if change is None else origin._replace(changes=(*origin.changes, change))
+    earlier = spent(origin, experiment, done, changing=change is not None)
+    point = settle(folder, experiment, point) if distributed.is_primary() else point
+    return point, origin, earlier, change
 
 
 def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
@@ -182,35 +226,47 @@ def _train(
     history, found, memory, _, lanes = point
     config, begun, done = experiment.config, time.perf_counter(), len(history)
     before = history.last["elapsed_seconds"] if history.last else 0.0
-    status, divergence, own_tests = "finished", None, None
+    status, divergence, own_tests, loop = "finished", None, None, None
+    primary, file, table = distributed.is_primary(), None, None
     with ExitStack() as opened:
-        file = opened.enter_context(open(folder / HISTORY, "ab", buffering=0))
-        table = opened.enter_context(closing(Table(folder / FILE, done))) if keeps_clients(experiment) else None
         try:
-            audience.reporter.built(experiment, folder)
-            loop = Loop(experiment, devices, memory, folder, history, origin, earlier, found, lanes)
-            past = Rows(folder / HISTORY, done)
-            if changed:  # in this order: a kill in between leaves a change that has to be asked for again
-                _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))
-                origin.write(folder)
-            for rows in batched(past, AT_ONCE):
-                audience.reporter.advanced(rows)
-            audience.tracker.began(config.model_dump(), folder, past)
+            with distributed.together():
+                if primary:
+                    file = opened.enter_context(open(folder / HISTORY, "ab", buffering=0))
+                    keeps = keeps_clients(experiment)
+                    table = opened.enter_context(closing(Table(folder / FILE, done))) if keeps else None
+                audience.reporter.built(experiment, folder)
+                loop = Loop(experiment, devices, memory, folder, history, origin, earlier, found, lanes)
+                past = Rows(folder / HISTORY, done)
+            with distributed.together():
+                if changed and primary:  # in this order: a kill in between leaves a change to be asked for again
+                    _write_config(folder, config, read_header((folder / CONFIG).read_text(encoding="utf-8")))
+                    origin.write(folder)
+                for rows in batched(past, AT_ONCE):
+                    audience.reporter.advanced(rows)
+                audience.tracker.began(config.model_dump(), folder, past)
             for step in loop.steps(audience.stop):
-                history.add(step.rows)
-                if table is not None and step.entries is not None:
-                    table.append(step.entries)
-                append(file, step.rows)
-                if step.rows:
-                    audience.reporter.advanced(step.rows)
-                audience.tracker.advanced(step.rows)
-                status, divergence = step.status or status, step.divergence
+                with distributed.announced():
+                    history.add(step.rows)
+                    if table is not None and step.entries is not None:
+                        table.append(step.entries)
+                    if file is not None:
+                        append(file, step.rows)
+                    if step.rows:
+                        audience.reporter.advanced(step.rows)
+                    audience.tracker.advanced(step.rows)
+                    status, divergence = step.status or status, step.divergence
             if divergence is None and history:
                 data, key = experiment.phases[-1].data, replicate(jax.random.key(config.training.seed), devices)
-                own_tests = evaluate_clients(experiment, data, loop.federation, memory, key, devices, folder / CLIENTS)
-            if config.output.save_model and history:
-                _save_models(experiment, loop, folder)
+                of_clients = folder / CLIENTS if primary else None
+                with distributed.linked():
+                    own_tests = evaluate_clients(experiment, data, loop.federation, memory, key, devices, of_clients)
+            with distributed.together():
+                if config.output.save_model and history and primary:
+                    _save_models(experiment, loop, folder)
         except KeyboardInterrupt:
+            if distributed.several() and not (loop and loop.stopped):  # the others do not know of it
+                raise
             status = "interrupted"
         except BaseException:
             audience.tracker.ended(None)
@@ -234,8 +290,11 @@ def _train(
         before=experiment.before,
         seeds=origin.seeds(),
     )
-    write_json(folder / SUMMARY, summary.plain())
-    return _leave(folder, history, summary, audience)
+    with distributed.together():
+        if primary:
+            write_json(folder / SUMMARY, summary.plain())
+            _leave(folder, history, summary, audience)
+    return summary
 
 
 def _leave(folder: Path, history: History, summary: Summary, audience: Audience) -> Summary:
@@ -289,6 +348,7 @@ def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
     models = {MODEL: loop.federation.params, BEST_MODEL: loop.best.params if best else None}
     for name, params in models.items():
         if params is not None:
+            params = jax.tree.map(np.asarray, params) if distributed.several() else params
             partial = folder / f"{name}{PARTIAL}"
             remove(partial)
             save_leaves(partial, experiment.model.whole(params))
@@ -296,12 +356,19 @@ def _save_models(experiment: Experiment, loop: Loop, folder: Path) -> None:
             partial.rename(folder / name)
 
 
-def _devices(config: Config) -> list[Any]:
-    available, asked = jax.local_devices(), config.execution.devices
-    if asked != "auto" and asked > len(available):
-        raise InputError(f'execution.devices: {asked}, but there are {len(available)}; give fewer, or "auto"')
-    count = len(available) if asked == "auto" else asked
-    return available[: min(count, config.training.clients_per_round or count)]
+def _audience(
+    config: Config,
+    reporter: Reporter | None,
+    draw: Callable[[History, Path], Any] | None,
+    stop: Callable[[], bool],
+) -> Audience:
+    """Who is told; pictures and records elsewhere are the primary process's.
+
+    Raises:
+      InputError: a record that cannot be kept.
+    """
+    told = Audience(reporter or Audience().reporter, stop=stop)
+    return told._replace(draw=draw, tracker=trackers(config.output.track)) if distributed.is_primary() else told
 
 
 def _compare(folder: Path, now: dict[str, Any]) -> None:
