@@ -73,6 +73,7 @@ def test_a_folder_that_cannot_be_written_changes_nothing(tmp_path):
     assert (done.stdout, done.stderr) == ("42.0 0\n", "")
 
 
+@pytest.mark.slow
 def test_a_whole_command_keeps_its_programs_and_finds_them_for_other_rates_and_seeds(tmp_path):
     for more in ((), ("algorithm.learning_rate=0.3", "training.seed=1")):
         settings = ("model.name=logistic", "training.rounds=1", f"output.folder={tmp_path / 'runs'}", *more)

@@ -80,13 +80,9 @@ def by_kind(kind):
 
 
 every = by_kind(lambda name, algorithm: name)
-# One for each way to train on a client.
+# One for each way to train on a client. What rules make of a whole cohort's messages, on several devices too, is shown
+# in tests/test_aggregators.py.
 every_client = by_kind(lambda name, a: codes((a.client.run, a.survey)))
-# And one for each way to get messages: what rules make of a whole cohort's, on several devices too, is shown in
-# tests/test_aggregators.py.
-every_round = by_kind(
-    lambda name, a: (codes((a.client.run, a.survey)), a.aggregator.receive.__code__, a.aggregator.finish.__code__)
-)
 
 
 def traced_options(name):
@@ -180,7 +176,7 @@ def together(name, federation):
     return jax.jit(jax.vmap(rounds, in_axes=(None, 0, 0, 0, 0))), fs.replicate(arguments, devices)
 
 
-@every_round
+@every_client
 def test_everything_at_once_equals_a_loop_of_rounds(together, setup, federation):
     _, jitted, states, metrics, _ = setup
     program, arguments = together

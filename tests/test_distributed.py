@@ -143,6 +143,7 @@ def begun(at_work: Processes, folder: Path, rounds: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(tmp_path: Path) -> None:
     both, folder = ("run", *settings(*LONG, "output.name=parts")), tmp_path / "runs" / "parts"
     with processes(tmp_path, both, both) as at_work:
@@ -251,7 +252,11 @@ def test_two_processes_stream_what_their_own_devices_need(tmp_path: Path) -> Non
     assert (first.status, first.err) == (0, "")
     assert second == (0, "", "")
     run(load_config(None, [*given, f"output.folder={tmp_path / 'runs'}", "output.name=one"]), draw=draw)
-    assert left(tmp_path / "runs" / "two") == left(tmp_path / "runs" / "one")
+    two, one = (read_history(tmp_path / "runs" / name / "history.jsonl") for name in ("two", "one"))
+    assert [row["steps"] for row in two] == [row["steps"] for row in one]
+    for name in ("loss_before", "loss_after", "update_norm", "test_loss", "simulated_seconds"):
+        mine, other = ([row[name] for row in rows if row[name] is not None] for rows in (two, one))
+        assert mine == pytest.approx(other, rel=1e-5)  # for clients are on other devices, and sums in another order
 
 
 @pytest.mark.parametrize("command", ["sweep", "tune", "diagnose"])

@@ -120,7 +120,7 @@ MOMENTUM = optax.sgd(RATE / 4, momentum=0.8)
     ("name", "options", "lanes", "reference"),
     [
         ("fedprox", {"mu": 0.4}, 3, fedprox),
-        ("fednova", {}, 1, fednova),
+        pytest.param("fednova", {}, 1, fednova, marks=pytest.mark.slow),
         ("fednova", {"client_tx": MOMENTUM}, 3, fednova_with_momentum),
         ("feddyn", {"alpha": 0.3}, 3, feddyn),
         ("feddc", {"alpha": 0.3}, 3, feddc),

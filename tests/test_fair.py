@@ -227,7 +227,7 @@ def stack_of(models):
     return np.concatenate([models["kernel"], models["bias"][:, None]], axis=1).astype(np.float64)
 
 
-@pytest.mark.parametrize(("clusters", "lanes"), [(2, 1), (3, 3)])
+@pytest.mark.parametrize(("clusters", "lanes"), [pytest.param(2, 1, marks=pytest.mark.slow), (3, 3)])
 def test_ifca_equals_the_papers_pseudo_code(clusters, lanes):
     options = {"clusters": clusters, "spread": 1.0, "seed": 1, "server_tx": optax.sgd(0.7, momentum=0.5)}
     algorithm = make_algorithm("ifca", **options)

@@ -110,7 +110,7 @@ def narrowing(monkeypatch):
         ("mime", {}),  # a survey, the gradient over all examples
         pytest.param("scaffold", {"client_losses": "examples"}, marks=pytest.mark.slow),  # memory, the mean gradient
         pytest.param("fedavg", {"local_sampling": "poisson"}, marks=pytest.mark.slow),
-        ("ifca", {}),  # losses of several models within a lane
+        pytest.param("ifca", {}, marks=pytest.mark.slow),  # losses of several models within a lane
     ],
     ids=["survey", "full losses", "poisson", "clusters"],
 )

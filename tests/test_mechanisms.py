@@ -363,7 +363,7 @@ def test_noise_and_clip_norms_of_a_batch_equal_separate_rounds():
             assert_close(jax.tree.map(lambda x, i=i: x[i], together), one(*(v[i] for v in values)), atol=1e-5)
 
 
-@pytest.mark.parametrize("mechanism", ["local_laplace", "discrete_gaussian"])
+@pytest.mark.parametrize("mechanism", [pytest.param("local_laplace", marks=pytest.mark.slow), "discrete_gaussian"])
 def test_lanes_and_devices_change_nothing(mechanism):
     options = {"sampling": "uniform", "params": FEDERATION.params} if mechanism == "discrete_gaussian" else {}
     private = privatize(averaging(loss=loss_fn, rate=RATE), **SETTINGS | options, mechanism=mechanism).algorithm

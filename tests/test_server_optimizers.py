@@ -131,13 +131,15 @@ BETA2 = {"beta2": 0.7}
 @pytest.mark.parametrize(
     ("name", "options", "lanes", "reference"),
     [
-        ("fedadam", ADAPTIVE | BETA2, 1, adaptive(adam_moment)),
+        pytest.param("fedadam", ADAPTIVE | BETA2, 1, adaptive(adam_moment), marks=pytest.mark.slow),
         ("fedadam", ADAPTIVE | BETA2 | SCHEDULED, 3, adaptive(adam_moment, decaying)),
         ("fedyogi", ADAPTIVE | BETA2, 3, adaptive(lambda v, s: v - 0.3 * s * np.sign(v - s))),
         ("fedadagrad", ADAPTIVE, 1, adaptive(lambda v, s: v + s)),
-        ("fedavgm", {"server_learning_rate": 0.6, "server_momentum": 0.5}, 1, fedavgm),
+        pytest.param(
+            "fedavgm", {"server_learning_rate": 0.6, "server_momentum": 0.5}, 1, fedavgm, marks=pytest.mark.slow
+        ),
         ("fedavgm", SCHEDULED | {"server_momentum": 0.5}, 3, lambda f: fedavgm(f, decaying)),
-        ("fedexp", {}, 1, fedexp),
+        pytest.param("fedexp", {}, 1, fedexp, marks=pytest.mark.slow),
         ("fedexp", {"eps": 0.1}, 3, lambda f: fedexp(f, 0.1)),
         ("fedsgd", {}, 3, fedsgd),
     ],

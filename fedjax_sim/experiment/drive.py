@@ -13,7 +13,7 @@ from fedjax_sim import distributed
 from fedjax_sim._validate import InputError
 from fedjax_sim.core.cohort import select
 from fedjax_sim.core.compile import tuned
-from fedjax_sim.core.devices import for_every_host, replicate
+from fedjax_sim.core.devices import for_every_host, replicate, span_processes
 from fedjax_sim.core.host import HostMemory, memory_bytes, with_host_memory
 from fedjax_sim.core.simulate import make_rounds
 from fedjax_sim.core.types import Cohort, PyTree, RoundMetrics
@@ -51,7 +51,7 @@ class Driver:
         self.plan = Plan(experiment, experiment.sampler, experiment.simulation, self.seed, past=past)
         self.slots = self.plan.slots
         self.place = partial(replicate, devices=devices)
-        self.placing: dict[str, Any] = {"place": self.place, "devices": devices if len(devices) > 1 else None}
+        self.placing: dict[str, Any] = {"place": self.place, "devices": devices if span_processes(devices) else None}
         self.key = self.place(jax.random.key(self.seed))
         self.given = {name: np.float32(value) for name, value in rates(experiment).items()}, np.uint32(self.seed)
         self.streams = _streams(experiment)
