@@ -137,7 +137,7 @@ def under_sign_flip(name, **options):
     [
         ("afl", {"gamma": 0.0}, "uniform"),  # sends its weight and its id
         ("ifca", {"clusters": 1}, "examples"),  # its cluster, a whole number
-        ("fednova", {}, "examples"),  # how far its optimizer moves
+        pytest.param("fednova", {}, "examples", marks=pytest.mark.slow),  # how far its optimizer moves
     ],
 )
 def test_what_is_fedavg_without_attackers_is_fedavg_with_them(name, options, weighting):

@@ -222,7 +222,9 @@ def test_a_summary_says_what_was_chosen_on(tmp_path: Path) -> None:
     assert "on training examples held out by the clients" in "".join(run.lines)
 
 
-@pytest.mark.parametrize("promise", [(), ("privacy.guarantee=none",)], ids=["guaranteed", "not"])
+@pytest.mark.parametrize(
+    "promise", [(), pytest.param(("privacy.guarantee=none",), marks=pytest.mark.slow)], ids=["guaranteed", "not"]
+)
 def test_a_run_that_diverges_on_the_way_ends_with_the_model_of_its_last_round(
     tmp_path: Path, promise: tuple[str, ...]
 ) -> None:

@@ -36,7 +36,7 @@ COMMANDS = {
               "--over", "algorithm.learning_rate=0.1,0.2"),
     "config": ("config",),
 }  # fmt: skip
-FEW, MANY = (0.0, 0.2, 0.4, 0.8, 1.2, 1.6), tuple(0.05 * i for i in range(80))
+FEW, MANY = (0.0, 0.2, 0.6, 1.4), tuple(0.05 * i for i in range(80))
 
 
 def interrupted(folder: Path, command: str, moments: tuple[float, ...]) -> Iterator[tuple[float, int, str]]:

@@ -163,7 +163,9 @@ def test_local_steps_draw_masks_of_their_own():
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", [pytest.param("fedavg", marks=SLOW), "fedavg_topk", "scaffold", "ditto"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("fedavg", marks=SLOW), pytest.param("fedavg_topk", marks=SLOW), "scaffold", "ditto"]
+)
 def test_batch_norm_statistics_move_and_the_model_learns(federation, name):
     graph, params, statistics = nnx.split(Perceptron(rngs=nnx.Rngs(0), normalise=True), nnx.Param, nnx.BatchStat)
 

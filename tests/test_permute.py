@@ -142,7 +142,9 @@ SAMPLES = [(20, 10, 20_000), (100, 50, 20_000), (1000, 200, 20_000), (10_000, 10
 
 
 @pytest.mark.parametrize("passes", ["of a length known beforehand", "of a traced length"])
-@pytest.mark.parametrize(("length", "size", "draws"), SAMPLES)
+@pytest.mark.parametrize(
+    ("length", "size", "draws"), [pytest.param(*s, marks=[pytest.mark.slow] if s[0] == 10_000 else []) for s in SAMPLES]
+)
 def test_a_sample_is_as_dispersed_as_one_without_replacement(length, size, draws, passes):
     known = passes == "of a length known beforehand"
     drawn = drawn_cohorts(length, size, draws // 4 if known else draws, enough_passes(length) if known else None)
