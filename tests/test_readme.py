@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import QUICK, inside
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-DIAGNOSIS, ROUNDS, SETTINGS, DATA = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DIAGNOSIS, ROUNDS, SETTINGS, OWN, DATA = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def output(program: str, folder: Path) -> str:
@@ -40,6 +41,19 @@ def test_one_program_trains_three_settings_and_tests_every_client(tmp_path: Path
     assert len(cosines) == len(before) == len(after) == 3
     assert all(0.1 < c < 1 for c in cosines)
     assert all(0.5 < b < a <= 1 for b, a in zip(before, after, strict=True))
+
+
+def test_an_algorithm_of_ones_own_runs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    settings = ("algorithm.name=mine:damped", "algorithm.damping=0.001", "output.name=one", *QUICK)
+    try:
+        done = inside("run", *(part for setting in settings for part in ("--set", setting)))
+    finally:
+        sys.modules.pop("mine", None)
+    assert (done.status, done.err) == (0, "")
+    assert "damping = 0.001" in (tmp_path / "runs" / "one" / "config.toml").read_text()
 
 
 def test_federations_are_made_as_it_says(tmp_path: Path):
