@@ -223,7 +223,9 @@ def test_a_history_cut_off_in_the_writing_is_read_up_to_there(tmp_path: Path) ->
         read_history(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize(("file", "kept"), [("history.jsonl", "false"), ("per_client.npy", "true")])
+@pytest.mark.parametrize(
+    ("file", "kept"), [pytest.param("history.jsonl", "false", marks=pytest.mark.slow), ("per_client.npy", "true")]
+)
 def test_a_full_disk_is_one_line_and_leaves_whole_rounds(
     tmp_path: Path, command: Command, file: str, kept: str
 ) -> None:

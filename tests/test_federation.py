@@ -152,7 +152,9 @@ def losses(folder: Path, *overrides: str) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "elapsed_seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "poisson"])  # drawn on the device, and from a table
+@pytest.mark.parametrize(
+    "sampling", ["uniform", pytest.param("poisson", marks=pytest.mark.slow)]
+)  # drawn on the device, or not
 def test_streamed_and_resident_runs_write_the_same_history(tmp_path: Path, sampling: str) -> None:
     a, b = (
         losses(tmp_path / m, f"execution.memory={m}", f"training.sampling={sampling}") for m in ("device", "stream")

@@ -27,7 +27,7 @@ from fedjax_sim.models import MODELS
 from fedjax_sim.privacy import MECHANISMS
 
 ASKED = os.environ.get("FEDJAX_SIM_FUZZ")  # as many examples, from a seed of the day
-EXAMPLES = int(ASKED or 40)
+EXAMPLES = int(ASKED or 30)
 RUN_EVERY = 4  # of those that can be built
 UNCHECKED = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 BASE = ("model.name=logistic", "training.rounds=2", "training.evaluate_every=2", "training.local_steps=1",

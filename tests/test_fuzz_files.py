@@ -20,7 +20,7 @@ from fedjax_sim.experiment.config import load_config
 from fedjax_sim.experiment.run import run
 
 ASKED = os.environ.get("FEDJAX_SIM_FUZZ")  # as many examples, from a seed of the day
-EXAMPLES = int(ASKED or 40)
+EXAMPLES = int(ASKED or 25)
 ENDS = (0, 2, 3, 130)  # finished, bad input, diverged, interrupted
 BASE = [
     *QUICK,

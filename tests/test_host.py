@@ -14,7 +14,7 @@ COHORTS = np.array([[0, 3, 4], [5, -1, 3], [2, 4, 0], [3, 1, 2]], np.int32)
 KEY = jax.random.key(5)
 
 
-@pytest.mark.parametrize("name", ["scaffold", "ditto", "fedavg_topk", "fedavg"])
+@pytest.mark.parametrize("name", ["scaffold", pytest.param("ditto", marks=pytest.mark.slow), "fedavg_topk", "fedavg"])
 def test_rounds_equal_those_with_memory_on_the_device(federation, tmp_path, name):
     algorithm, n = make_algorithm(name), len(SIZES)
     round_fn = fs.make_round(algorithm, batch_size=BATCH)

@@ -322,7 +322,9 @@ def test_bits_with_too_little_noise_are_refused():
 # Without noise and without clipping, nothing is different.
 
 
-@pytest.mark.parametrize(("name", "mechanism"), [("scaffold", "central"), ("feddyn", "local")])
+@pytest.mark.parametrize(
+    ("name", "mechanism"), [("scaffold", "central"), pytest.param("feddyn", "local", marks=pytest.mark.slow)]
+)
 def test_without_noise_or_clipping_it_is_the_algorithm_itself(name, mechanism):
     plain = averaging(name, loss_fn, RATE)
     generous: dict[str, Any] = {"clip_norm": 1e6, "noise_multiplier": 0.0}

@@ -162,7 +162,7 @@ def with_statistics(model, batch, key):
     return loss_fn(model.params, batch, key), {"mean": batch["inputs"].mean(0)}
 
 
-@pytest.mark.parametrize("name", ["mime", "mimelite"])
+@pytest.mark.parametrize("name", ["mime", pytest.param("mimelite", marks=pytest.mark.slow)])
 def test_statistics_are_averaged_and_parameters_train_as_without(name):
     """With full batches of clients of one size, the statistics are the mean of the cohort's examples."""
     federation = make_federation(sizes=(6, 6, 6))

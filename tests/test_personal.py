@@ -453,7 +453,9 @@ def test_fedbn_keeps_normalisation_and_statistics_with_the_client():
     np.testing.assert_array_equal(metrics.uplink_bits, np.array([1, 0, 1]) * (FEATURES + 1) * 3 * 32)
 
 
-@pytest.mark.parametrize("name", ["apfl", "ditto", "perfedavg", "fedrep", "pfedme"])
+@pytest.mark.parametrize(
+    "name", ["apfl", pytest.param("ditto", marks=pytest.mark.slow), "perfedavg", "fedrep", "pfedme"]
+)
 def test_statistics_that_are_shared_are_averaged(name):
     """They follow the inputs, once a step where a step is one pass over the batch, hence exactly as in FedAvg."""
     _, model, state, _ = normalised(name)

@@ -78,7 +78,7 @@ def test_streamed_rounds_equal_resident_rounds_bit_for_bit(federation, data, nam
     assert_equal(a, b)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_each_device_holds_the_examples_of_its_own_clients_alone(federation, data, lanes):
     devices, algorithm, key = jax.devices()[:2], make_algorithm("scaffold"), jax.random.key(0)
     drawn = np.array([[0, 3, 2, -1, 4], [5, 1, 0, 3, -1]])
