@@ -100,7 +100,7 @@ def test_a_run_stopped_anywhere_goes_on_bit_by_bit(tmp_path: Path, kind: str) ->
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path: Path) -> None:
     moments = 20
     rng, settings = np.random.default_rng(0), (
-        *QUICK, "training.rounds=250", "training.evaluate_every=5", "training.local_steps=2", *CLOCK,
+        *QUICK, "training.rounds=1000", "training.evaluate_every=5", "training.local_steps=2", *CLOCK,
         "algorithm.name=scaffold", "execution.client_memory=disk", "compression.uplink=sign",
         "compression.feedback=classic", "output.checkpoint_every=1", "training.clients_per_round=4",
     )  # fmt: skip
@@ -115,7 +115,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path: Path) 
         for attempt in range(60):
             again = ("resume", "runs/killed") if (folder / "config.toml").exists() else begun
             watched = str(history) if attempt % 4 else ""  # every fourth dies wherever it is, maybe before it trains
-            status, _, err = command(tmp_path, *again, watched=watched, seconds=float(rng.uniform(0.0, 0.5)))
+            status, _, err = command(tmp_path, *again, watched=watched, seconds=float(rng.uniform(0.0, 0.15)))
             if status == 0:
                 break
             assert (status, err) == (-9, "")
