@@ -114,16 +114,22 @@ def left(folder: Path) -> tuple[Any, ...]:
     return rows, contents, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_two_processes_leave_what_one_with_two_devices_leaves(tmp_path: Path) -> None:
-    """Bit for bit: a sum of two is the same in either order. The process that is not primary has nothing to say."""
-    given = (*COMMON, "algorithm.name=scaffold", "data.local_test_fraction=0.2", "training.validation_fraction=0.1")
+def on_two(folder: Path, *given: str) -> str:
+    """What the primary of two processes prints of a run in `runs/two`; the other one has nothing to say."""
     both = ("run", *settings(*given, "output.name=two"))
-    with processes(tmp_path, both, both) as at_work:
+    with processes(folder, both, both) as at_work:
         first, second = at_work.ended()
     assert (first.status, first.err) == (0, "")
     assert second == (0, "", "")
-    assert first.out.splitlines()[0].startswith("scikit-learn digits")
-    assert "Results are in runs/two" in first.out
+    return first.out
+
+
+def test_two_processes_leave_what_one_with_two_devices_leaves(tmp_path: Path) -> None:
+    """Bit for bit: a sum of two is the same in either order. The process that is not primary has nothing to say."""
+    given = (*COMMON, "algorithm.name=scaffold", "data.local_test_fraction=0.2", "training.validation_fraction=0.1")
+    out = on_two(tmp_path, *given)
+    assert out.splitlines()[0].startswith("scikit-learn digits")
+    assert "Results are in runs/two" in out
     run(load_config(None, [*given, f"output.folder={tmp_path / 'runs'}", "output.name=one"]), draw=draw)
     assert left(tmp_path / "runs" / "two") == left(tmp_path / "runs" / "one")
 
@@ -246,11 +252,7 @@ def test_one_process_alone_decides_writes_and_waits_for_nobody() -> None:
 @pytest.mark.slow
 def test_two_processes_stream_what_their_own_devices_need(tmp_path: Path) -> None:
     given = (*COMMON, "execution.memory=stream", "network.profiles=lognormal", "network.dropout=0.2")
-    both = ("run", *settings(*given, "output.name=two"))
-    with processes(tmp_path, both, both) as at_work:
-        first, second = at_work.ended()
-    assert (first.status, first.err) == (0, "")
-    assert second == (0, "", "")
+    on_two(tmp_path, *given)
     run(load_config(None, [*given, f"output.folder={tmp_path / 'runs'}", "output.name=one"]), draw=draw)
     two, one = (read_history(tmp_path / "runs" / name / "history.jsonl") for name in ("two", "one"))
     assert [row["steps"] for row in two] == [row["steps"] for row in one]

@@ -144,7 +144,7 @@ def _train(settings: Any, folder: Path | None, overrides: Sequence[str] = (), *,
     from fedjax_sim.experiment.progress import STATUS, closing, plain, reporter, stopping
     from fedjax_sim.plots import curves
 
-    primary = is_primary() if shared else True
+    primary = is_primary()
     console, rounds = Console(quiet=not primary), settings.training.rounds
     if not primary:
         warnings.simplefilter("ignore")

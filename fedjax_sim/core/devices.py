@@ -152,10 +152,15 @@ def deal(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     return put(tree, _over(devices, PartitionSpec(AXIS)))
 
 
+def own_places(devices: Sequence[Any]) -> list[int]:
+    """Which of `devices`, by their places, are this process's."""
+    return [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+
+
 def split_parts(own: np.ndarray, devices: Sequence[Any]) -> Array:
     """Arrays [D, ...], a part for each device, made of the parts [own, ...] of those that are this process's."""
-    local = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
-    shape, place = (len(devices), *own.shape[1:]), {device: at for at, device in enumerate(local)}
+    shape = (len(devices), *own.shape[1:])
+    place = {device: at for at, device in enumerate(own_places(devices))}
     sharding = NamedSharding(mesh(devices), PartitionSpec(AXIS))
 
     def part(index: Any) -> np.ndarray:

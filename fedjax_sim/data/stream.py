@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_sim import _validate
 from fedjax_sim._validate import InputError
-from fedjax_sim.core.devices import split_parts
+from fedjax_sim.core.devices import own_places, split_parts
 from fedjax_sim.core.types import Cohort
 from fedjax_sim.data.convert import narrowed
 from fedjax_sim.data.federated import FederatedData, check_values
@@ -39,16 +39,8 @@ def gather(data: FederatedData, ids: np.ndarray, *, rows: int | None = None) -> 
     if rows is not None and total > rows:
         raise InputError(f"rows: {rows} are too few for a cohort of {total} examples; give more")
     starts = np.cumsum(sizes) - sizes
-    length = max(total, 1) if rows is None else rows
-    examples = {}
-    for field, array in data.examples.items():
-        out = np.zeros((length, *array.shape[1:]), array.dtype)
-        _read(array, firsts, sizes, out)
-        examples[field] = narrowed(field, out)
-    check_values("cohort", examples, data.classes, data.vocabulary)
-    _validate.finite("cohort", examples)
-    ids, starts, sizes, held = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
-    return Cohort(ids, starts, sizes, held, examples)
+    examples = _taken(data, firsts, sizes, [slice(None)], max(total, 1) if rows is None else rows)
+    return _cohort((ids, starts, sizes, held), shape, examples)
 
 
 def homes_of(sizes: np.ndarray, devices: int) -> np.ndarray:
@@ -72,19 +64,34 @@ def _gather_own(data: FederatedData, ids: np.ndarray, homes: np.ndarray, rows: i
     starts, at_home = np.zeros_like(sizes), [np.flatnonzero(homes.ravel() == d) for d in range(len(devices))]
     for mine in at_home:
         starts[mine] = np.cumsum(sizes[mine]) - sizes[mine]
-    own = [d for d, device in enumerate(devices) if device.process_index == jax.process_index()]
+    own = [at_home[place] for place in own_places(devices)]
+    examples = {
+        field: split_parts(x.reshape(len(own), rows, *x.shape[1:]), devices)
+        for field, x in _taken(data, firsts, sizes, own, rows).items()
+    }
+    return _cohort((ids, starts, sizes, held), shape, examples, homes)
+
+
+def _cohort(indices: Sequence[np.ndarray], shape: Sequence[int], examples: Any, homes: Any = None) -> Cohort:
+    """Of ids, starts, sizes and rows."""
+    found: list[Any] = [index.astype(np.int32).reshape(shape) for index in indices]
+    return Cohort(*found, examples=examples, homes=homes)
+
+
+def _taken(
+    data: FederatedData, firsts: np.ndarray, sizes: np.ndarray, parts: Sequence[Any], length: int
+) -> dict[str, np.ndarray]:
+    """The examples of the clients in each of P parts, which index them, one client after another: arrays
+    [P length, ...], with zeros behind those of a part."""
     examples = {}
     for field, array in data.examples.items():
-        out = np.zeros((len(own), rows, *array.shape[1:]), array.dtype)
-        for i, d in enumerate(own):
-            _read(array, firsts[at_home[d]], sizes[at_home[d]], out[i])
-        examples[field] = narrowed(field, out.reshape(-1, *array.shape[1:]))
+        out = np.zeros((len(parts) * length, *array.shape[1:]), array.dtype)
+        for place, part in enumerate(parts):
+            _read(array, firsts[part], sizes[part], out[place * length : (place + 1) * length])
+        examples[field] = narrowed(field, out)
     check_values("cohort", examples, data.classes, data.vocabulary)
     _validate.finite("cohort", examples)
-    examples = {field: split_parts(x.reshape(len(own), rows, *x.shape[1:]), devices) for field, x in examples.items()}
-    of_ids, of_starts, of_sizes, of_rows = (x.astype(np.int32).reshape(shape) for x in (ids, starts, sizes, held))
-    indices: dict[str, Any] = {"ids": of_ids, "starts": of_starts, "sizes": of_sizes, "rows": of_rows}
-    return Cohort(**indices, examples=examples, homes=homes)
+    return examples
 
 
 def _located(data: FederatedData, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from fedjax_sim.data import Heterogeneity
 from fedjax_sim.diagnose.laboratory import Course, Seen
 from fedjax_sim.diagnose.worlds import Change, World
 from fedjax_sim.experiment.build import Experiment
+from fedjax_sim.experiment.federation import THEIRS
 from fedjax_sim.experiment.history import History
 
 # Who answers for what two causes do only together: those of the highest rank among them.
@@ -93,7 +94,7 @@ def changing(name: str, change: Change) -> Removal:
 
 def dealt_by_us(facts: Facts) -> bool:
     """Whether examples were dealt to clients by a partition, instead of being theirs from the beginning."""
-    return facts.config.data.partition not in ("column", "store", "given", "own")
+    return facts.config.data.partition not in THEIRS
 
 
 def cleared(config: Any, section: str, keep: tuple[str, ...] = ()) -> dict[str, None]:

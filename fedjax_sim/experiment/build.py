@@ -22,7 +22,7 @@ from fedjax_sim.experiment.covered import Spent, earlier, left_out
 from fedjax_sim.experiment.federation import Change, Source, make_cohorts, make_federation
 from fedjax_sim.experiment.names import look_up, of_kind
 from fedjax_sim.experiment.recipe import SEED_MARK, attack_options, make_model, message_attack, recipe, with_defaults
-from fedjax_sim.models import MODELS, Model
+from fedjax_sim.models import Model
 from fedjax_sim.privacy import MECHANISMS, Adaptive, Private, privatize, privatize_examples
 
 DP_SGD, _OF_DP_SGD = "dp_sgd", ("epsilon", "delta", "noise_multiplier", "clip_norm")
@@ -70,7 +70,6 @@ def build(
     Raises:
       InputError: a name or option that does not exist, data that cannot be read, or a federation that cannot be made.
     """
-    look_up("model.name", config.model.name, MODELS, "models")
     asked, dealt = with_defaults(config), dict[str, str]()
     if asked.model.start and asked.privacy.mechanism != "none":
         changes = changes._replace(dealt=(partial(_look, dealt), *changes.dealt))

@@ -32,7 +32,7 @@ from fedjax_sim.experiment.config import Config, Data, sampled
 from fedjax_sim.experiment.names import function, look_up, of_kind, option_names, options_of, recordable, refuse_unknown
 from fedjax_sim.experiment.section import Section
 
-STORE, COLUMN, GIVEN, OWN = "store", "column", "given", "own"
+STORE, COLUMN, GIVEN, OWN = THEIRS = ("store", "column", "given", "own")  # which leave clients as they are
 DEFAULT_PARTITION, DEFAULT_CLIENTS, DEFAULT_COHORT = "dirichlet", 20, 10
 HELD_OUT = 0.1  # of each client's training examples, where `training.patience` chooses and nothing else is asked for
 SHIFTED_BYTES = 4e9  # of a federation on disk, up to which dials copy it into memory

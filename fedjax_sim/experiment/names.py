@@ -6,6 +6,7 @@ A name is one of a registry of this package, one that another package has declar
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
@@ -32,21 +33,20 @@ def look_up(path: str, name: str, table: Mapping[str, Any], kind: str = "") -> A
       path: the setting that holds the name.
       name: as it was given.
       table: the registry.
-      kind: "algorithms", "models", "sources", "partitions", "attacks", "compressors" or "causes", of which other
-        packages and the user's own code may have more; none of the rest.
+      kind: "algorithms", "models", "sources", "partitions", "compressors" or "causes", of which other packages and
+        the user's own code may have more; none of the rest.
 
     Raises:
       InputError: there is nothing of that name, or it cannot be imported; the message names the setting.
     """
     if name in table:
         return table[name]
-    others = {entry.name: entry.value for entry in entry_points(group=GROUPS + kind)} if kind else {}
-    if name in others:
-        return _imported(path, name, others[name])
-    if kind and ":" in name:
-        return _imported(path, name, name)
-    also = "; your own is package.module:attribute" if kind else ""
-    raise InputError(f"{path}: {name!r} is unknown; {nearest(name, [*table, *others])}{also}")
+    if not kind:
+        raise InputError(f"{path}: {name!r} is unknown; {nearest(name, table)}")
+    if (target := _target(name, kind)) is not None:
+        return _imported(path, name, target)
+    known = nearest(name, [*table, *(entry.name for entry in entry_points(group=GROUPS + kind))])
+    raise InputError(f"{path}: {name!r} is unknown; {known}; your own is package.module:attribute")
 
 
 def function(path: str, name: str, table: Mapping[str, Any], kind: str) -> Callable[..., Any]:
@@ -79,11 +79,10 @@ def source_file(path: str, name: str, kind: str) -> Path | None:
     Raises:
       InputError: it cannot be imported.
     """
-    target = next((e.value for e in entry_points(group=GROUPS + kind) if e.name == name), name)
-    if ":" not in target:
+    if (target := _target(name, kind)) is None:
         return None
     _imported(path, name, target)
-    found = getattr(importlib.import_module(target.partition(":")[0]), "__file__", None)
+    found = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
     return None if found is None else Path(found)
 
 
@@ -176,6 +175,13 @@ def _fitted(path: str, value: Any, hint: Any, default: Any) -> Any:
         except PydanticSchemaGenerationError:  # a type of the user's own, which only the factory can check
             return value
     raise InputError(f"{path}: {shown(value, 60)} is not allowed; give {' or '.join(map(says, kinds))}")
+
+
+def _target(name: str, kind: str) -> str | None:
+    """The `module:attribute` that a name is, or that another package has declared it to be."""
+    if ":" in name:
+        return name
+    return next((entry.value for entry in entry_points(group=GROUPS + kind) if entry.name == name), None)
 
 
 def _imported(path: str, name: str, target: str) -> Any:

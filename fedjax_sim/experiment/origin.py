@@ -14,7 +14,7 @@ from fedjax_sim.data.fingerprint import fingerprint, of_path
 from fedjax_sim.experiment.build import Changes, Experiment
 from fedjax_sim.experiment.config import Config, load_config
 from fedjax_sim.experiment.explain import settings
-from fedjax_sim.experiment.federation import dealt
+from fedjax_sim.experiment.federation import STORE, THEIRS, dealt
 from fedjax_sim.experiment.folder import CONFIG
 from fedjax_sim.experiment.names import source_file
 from fedjax_sim.experiment.recipe import SEED_MARK
@@ -37,8 +37,8 @@ DATA = ("data", "heterogeneity")  # tables that say what the data are
 OUTPUT = ("output.folder", "output.name")
 CODE = {  # settings that may name code of the user's own: what it is, and names that are none
     "algorithm.name": ("algorithms", ALGORITHMS), "model.name": ("models", MODELS),
-    "data.name": ("sources", {"store", *SOURCES}),
-    "data.partition": ("partitions", {"auto", "own", "column", "store", "given", *PARTITIONS}),
+    "data.name": ("sources", {STORE, *SOURCES}),
+    "data.partition": ("partitions", {"auto", *THEIRS, *PARTITIONS}),
     "compression.uplink": ("compressors", {"none", *COMPRESSORS}),
     "compression.downlink": ("compressors", {"none", *COMPRESSORS}),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """What the names and numbers of [model], [algorithm] and [attack] make: which function, with which options."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
@@ -24,6 +24,7 @@ from fedjax_sim.experiment.names import (
     refuse_unknown,
     traceable,
 )
+from fedjax_sim.experiment.section import Section
 from fedjax_sim.models import MODELS, Model, build_model, freeze, load_leaves, lora, train_only, warm_start
 
 # The other keys of these tables are options of what their names stand for.
@@ -54,7 +55,7 @@ def make_model(config: Config, data: FederatedData, seed: int) -> Model:
         factory = _model_factory(given)
         asked = inspect.signature(factory).parameters
         known = {name: value for name, value in known.items() if name in asked}
-        model = of_kind("model.name", given.name, factory(**known, **_model_options(given)), Model)
+        model = of_kind("model.name", given.name, factory(**known, **_model_options(given, factory)), Model)
     chosen = [name for name in ("freeze", "train_only", "lora_rank") if getattr(given, name) is not None]
     lost = [
         name for name in ("lora_pattern", "lora_also") if getattr(given, name) is not None and given.lora_rank is None
@@ -81,7 +82,8 @@ def make_model(config: Config, data: FederatedData, seed: int) -> Model:
 
 
 def with_defaults(config: Config) -> Config:
-    given = config.algorithm
+    """The configuration with the options of model, algorithm and attack filled in where they were left out."""
+    given, of_model = config.algorithm, _model_factory(config.model)
     factory = _factory(given)
     settled = recordable(_own_options(given))
     if given.server_learning_rate is None:
@@ -91,7 +93,7 @@ def with_defaults(config: Config) -> Config:
     harm = recordable(attack_options(attack, look_up("attack.name", attack.name, choices)))
     training = config.training.model_copy(update={"validation_fraction": validation_share(config)})
     update = {"algorithm": given.model_copy(update=settled), "attack": attack.model_copy(update=harm)}
-    shape = recordable(_model_options(config.model))
+    shape = recordable(_model_options(config.model, of_model))
     update |= {"training": training, "model": config.model.model_copy(update=shape)}
     return config.model_copy(update=update)
 
@@ -112,27 +114,31 @@ def _factory(given: sections.Algorithm) -> Callable[..., Algorithm]:
 
 def _own_options(given: sections.Algorithm) -> dict[str, Any]:
     """Those that the algorithm alone has, besides the loss, optimizers and the seed, and rates that it takes itself."""
-    factory, given_too = _factory(given), (*_GIVEN, *_COMMON)
-    refuse_unknown(given, "algorithm", {*option_names(factory, given_too, 1), *_COMMON})
-    return options_of(given, "algorithm", factory, given_too, skip=1)
+    return _options(given, "algorithm", _factory(given), (*_GIVEN, *_COMMON), common=_COMMON, skip=1)
 
 
 def _model_factory(given: sections.Model) -> Callable[..., Model]:
-    return build_model if given.name in MODELS else function("model.name", given.name, {}, "models")
+    return build_model if given.name in MODELS else function("model.name", given.name, MODELS, "models")
 
 
-def _model_options(given: sections.Model) -> dict[str, Any]:
+def _model_options(given: sections.Model, factory: Callable[..., Model]) -> dict[str, Any]:
     """Those that a model of the user's own has, besides what is known of the data, the widths and the seed."""
-    factory = _model_factory(given)
-    refuse_unknown(given, "model", {*option_names(factory, _KNOWN), *type(given).model_fields})
-    return options_of(given, "model", factory, _KNOWN)
+    return _options(given, "model", factory, _KNOWN, common=type(given).model_fields)
 
 
 def attack_options(given: sections.Attack, factory: Callable[..., Any]) -> dict[str, Any]:
     """An attack's options, without the clients' data and who attacks, which come first in attacks on data."""
     skip = 2 if given.name in DATA_ATTACKS else 0
-    refuse_unknown(given, "attack", {*option_names(factory, ("seed",), skip), *_ATTACK_COMMON})
-    return options_of(given, "attack", factory, ("seed", *_ATTACK_COMMON), skip=skip)
+    return _options(given, "attack", factory, ("seed", *_ATTACK_COMMON), common=_ATTACK_COMMON, skip=skip)
+
+
+def _options(
+    section: Section, path: str, factory: Callable[..., Any], given: Iterable[str], *, common: Iterable[str],
+    skip: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """As `options_of`; nothing else is set in the section but the settings that are `common`."""
+    refuse_unknown(section, path, {*option_names(factory, given, skip), *common})
+    return options_of(section, path, factory, given, skip=skip)
 
 
 def none() -> None:
